@@ -1,0 +1,1 @@
+"""fxcompress: make trained PyTorch models smaller and faster, and prove it."""

@@ -1,0 +1,1 @@
+"""The captured program: capture, canonical form, queries, edits, execution, printing and the archive."""

@@ -1,0 +1,1 @@
+"""From a program to an ONNX model that the installed runtime accepts."""

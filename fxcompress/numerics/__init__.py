@@ -1,0 +1,1 @@
+"""Pure functions on arrays: affine quantization, range estimators, folding algebra, saliency, statistics."""

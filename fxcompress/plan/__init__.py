@@ -1,0 +1,1 @@
+"""Decisions as frozen data, and the solvers that make them."""

@@ -1,0 +1,1 @@
+"""The oracles: what a rewritten model must still compute."""

@@ -1,0 +1,1 @@
+"""What people see: tables, listings and the machine-readable report."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime from ONNX bytes alone: sessions, timing, memory, inspection."""

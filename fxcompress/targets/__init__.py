@@ -1,0 +1,1 @@
+"""What a runtime can do, as data; one file per runtime."""
