@@ -1,0 +1,51 @@
+"""What a pass is: a frozen dataclass with a name, options as fields, and ``run(program) -> Outcome``.
+
+A pass holds no state and no policy. It leaves the program it is given untouched, and says what it changed
+and which sites it declined, with the reason: a refusal is data that a user can read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fxcompress.graph.program import Program
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A site that a pass looked at and left alone.
+
+    ``site`` is the node's name, ``source`` the user's line (``model.py:12: x = self.bn(x)``) where known.
+    """
+
+    site: str
+    reason: str
+    source: str | None = None
+
+    def __str__(self) -> str:
+        where = f" [{self.source}]" if self.source else ""
+        return f"{self.site}: {self.reason}{where}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The program after a pass, one line per change (``bn1 into conv1``) and the sites it declined.
+
+    A pass that changed nothing returns the program it was given, the same object.
+    """
+
+    program: Program
+    changed: tuple[str, ...]
+    declined: tuple[Decline, ...] = ()
+
+
+class Pass(Protocol):
+    """One edit of a program. Implementations are frozen dataclasses; their fields are their options."""
+
+    @property
+    def name(self) -> str:
+        """The spelling in recipes, logs and on the command line, such as ``fuse-batch-norm``."""
+
+    def run(self, program: Program) -> Outcome:
+        """Return the edited copy; the program given stays as it was."""
