@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Two workers share two cores; more threads than that make timings and run times worse. The variables reach the
-# subprocesses that tests start.
+# Two workers share two cores; more threads than that make timings and run times worse. The variables reach
+# the subprocesses that tests start.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 torch.set_num_threads(1)

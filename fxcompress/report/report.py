@@ -1,7 +1,7 @@
 """The report: what the model was, what it became, and everything that was decided or declined on the way.
 
-Frozen dataclasses with a lossless trip to and from JSON. Nothing here measures or decides; the pipeline fills it
-in, `report.tables` and the command line show it.
+Frozen dataclasses with a lossless trip to and from JSON. Nothing here measures or decides; the pipeline
+fills it in, `report.tables` and the command line show it.
 """
 
 from __future__ import annotations
