@@ -1,7 +1,7 @@
 """Build check: the passes live at the top level and reach the package through a symbolic link.
 
 Everything else is in pyproject.toml. A zip download or a checkout with core.symlinks=false turns the link
-into a small text file; setuptools would then build a package without its passes, so the build stops here instead.
+into a small text file; setuptools would then build a package without its passes, so the build stops here.
 """
 
 from __future__ import annotations
