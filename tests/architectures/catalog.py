@@ -1,7 +1,8 @@
 """Every architecture that the whole path is tested on, as data.
 
-`CATALOG` is the list; `by_name` looks one up. `architecture.model(seed)` is ready for an oracle: all parameters drawn
-at random, batch-norm statistics measured (see `randomise`). `architecture.build()` is the model as its author starts it.
+`CATALOG` is the list; `by_name` looks one up. `architecture.model(seed)` is ready for an oracle: all parameters
+drawn at random, batch-norm statistics measured (see `randomise`). `architecture.build()` is the model as its author
+starts it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Architecture:
         draw: (generator, batch, length) to inputs; length is ignored by models without a sequence.
         dynamic_shapes: what `torch.export` takes, None for the default (dynamic batch).
         int8: whether the INT8 path applies, else `reason` says why not.
-        tags: "convolution", "attention", "sequence" (other lengths are accepted), "transformers", "grouped", ...
+        tags: "convolution", "attention", "sequence" (takes other lengths), "transformers", "grouped", ...
     """
 
     name: str
@@ -43,7 +44,7 @@ class Architecture:
     tags: frozenset[str] = field(default_factory=frozenset)
 
     def build(self) -> nn.Module:
-        """The model in eval mode, its initial parameters the same in every call; the global generator is left alone."""
+        """The model in eval mode, the same in every call; the global generator is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.construct().eval()
@@ -95,7 +96,7 @@ def _language(
         name,
         construct,
         _masked_tokens if masked else _tokens,
-        dynamic_shapes={name: axes for name in names},
+        dynamic_shapes=dict.fromkeys(names, axes),
         tags=frozenset(("transformers", "attention", "sequence", *tags)),
     )
 

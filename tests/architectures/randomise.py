@@ -1,7 +1,7 @@
 """Parameters that hide nothing: what starts at zero or one is drawn at random, and signals keep their scale.
 
-A gate at zero, a norm at one or a bias at zero makes a wrong channel selection invisible. Deep random networks also
-drown or explode, so weights are scaled by fan-in and batch-norm statistics are measured on a batch.
+A gate at zero, a norm at one or a bias at zero makes a wrong channel selection invisible. Deep random networks
+also drown or explode, so weights are scaled by fan-in and batch-norm statistics are measured on a batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def randomise(model: nn.Module, seed: int, inputs: tuple[Any, ...] | dict[str, Any]) -> nn.Module:
-    """Draw all parameters in place from `seed`, measure batch-norm statistics on `inputs`, return `model` in eval.
+    """Draw all parameters in place, measure batch-norm statistics on `inputs`, return `model` in eval.
 
     `inputs` are the model's positional (tuple) or keyword (dict) inputs, with a batch of at least two.
     """
