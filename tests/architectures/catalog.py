@@ -1,8 +1,8 @@
 """Every architecture that the whole path is tested on, as data.
 
-`CATALOG` is the list; `by_name` looks one up. `architecture.model(seed)` is ready for an oracle: all parameters
-drawn at random, batch-norm statistics measured (see `randomise`). `architecture.build()` is the model as its author
-starts it.
+`CATALOG` is the list; `by_name` looks one up. `architecture.model(seed)` is ready for an oracle: all
+parameters drawn at random, batch-norm statistics measured (see `randomise`). `architecture.build()` is the
+model as its author starts it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Convolutional networks written by hand, each with its own way of coupling channels.
 
-All take images (batch, 3, 32, 32) and return (batch, 10) logits; the U-Net returns (batch, 5, 32, 32). Channels are
-multiples of 16 so that width rules have something to round to.
+All take images (batch, 3, 32, 32) and return (batch, 10) logits; the U-Net returns (batch, 5, 32, 32).
+Channels are multiples of 16 so that width rules have something to round to.
 """
 
 from __future__ import annotations

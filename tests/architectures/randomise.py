@@ -1,7 +1,8 @@
 """Parameters that hide nothing: what starts at zero or one is drawn at random, and signals keep their scale.
 
-A gate at zero, a norm at one or a bias at zero makes a wrong channel selection invisible. Deep random networks
-also drown or explode, so weights are scaled by fan-in and batch-norm statistics are measured on a batch.
+A gate at zero, a norm at one or a bias at zero makes a wrong channel selection invisible. Deep random
+networks also drown or explode, so weights are scaled by fan-in and batch-norm statistics are measured on a
+batch.
 """
 
 from __future__ import annotations

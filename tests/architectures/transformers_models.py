@@ -1,7 +1,7 @@
 """Models of the `transformers` library, built small from configurations: nothing is downloaded.
 
-Each builder returns the library's own class; caches are off, so that a forward pass is a function of its inputs
-alone. `attention` is "sdpa" or "eager".
+Each builder returns the library's own class; caches are off, so that a forward pass is a function of its
+inputs alone. `attention` is "sdpa" or "eager".
 """
 
 from __future__ import annotations
