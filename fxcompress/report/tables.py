@@ -1,0 +1,169 @@
+"""The report as tables: before and after, the pass log, frozen axes, candidates, proofs.
+
+Every function returns something that rich can print and fits 80 columns; where it is printed, and whether
+with colour, is the caller's affair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fxcompress.report import units
+from fxcompress.report.report import DeclinedSite, FrozenEntry, Report, Side
+
+MAX_ROWS = 20
+
+
+def overview(report: Report) -> RenderableType:
+    """Everything a person reads after `optimize`, most important first."""
+    parts: list[RenderableType] = [summary(report), passes(report)]
+    if len(report.candidates) > 1:
+        parts.append(candidates(report))
+    if report.proofs:
+        parts.append(proofs(report))
+    if report.frozen:
+        parts.append(frozen(report.frozen))
+    parts.extend(Text(f"note: {note}") for note in report.notes)
+    return Group(*parts)
+
+
+def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the house style; the columns named in `right` are aligned right and never wrap."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    for column in columns:
+        if column in right:
+            made.add_column(column, justify="right", no_wrap=True)
+        else:
+            made.add_column(column, overflow="fold")
+    return made
+
+
+def summary(report: Report) -> Table:
+    """The two sides and their ratio, one line per measure that exists on either."""
+    made = table("Before and after", "", "before", "after", "ratio", right=("before", "after", "ratio"))
+    for label, before, after, ratio in _summary_rows(report):
+        if (before, after) != (units.ABSENT, units.ABSENT):
+            made.add_row(label, before, after, ratio)
+    if report.output_error is not None:
+        made.add_row(
+            "output difference",
+            "",
+            f"max {units.significant(report.output_error.max)}, "
+            f"mean {units.significant(report.output_error.mean)}",
+            "",
+        )
+    if report.operators is not None:
+        made.add_row(
+            "INT8 operators", "", f"{report.operators.executed} of {report.operators.intended} meant", ""
+        )
+    return made
+
+
+def _summary_rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
+    before, after = report.before, report.after
+
+    def row(label: str, name: str, form: units.Form) -> tuple[str, str, str, str]:
+        return label, form(getattr(before, name)), form(getattr(after, name)), units.ratio(report.ratio(name))
+
+    yield row("parameters", "params", units.count)
+    yield row("MACs per sample", "macs", units.count)
+    yield row("ONNX file", "bytes", units.size)
+    yield "latency", _latency(before), _latency(after), _latency_ratio(report)
+    yield row("throughput", "throughput", units.per_second)
+    yield row("peak memory", "peak_memory", units.size)
+    yield "metric", _metric(before), _metric(after), _metric_change(before, after)
+
+
+def _latency(side: Side) -> str:
+    return units.milliseconds(side.latency_ms)
+
+
+def _latency_ratio(report: Report) -> str:
+    interval = report.latency_ratio
+    if interval is None:
+        return units.ratio(report.ratio("latency_ms"))
+    return f"{interval.value:.3f}x [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _metric(side: Side) -> str:
+    return units.ABSENT if side.metric is None else f"{side.metric:.4f}"
+
+
+def _metric_change(before: Side, after: Side) -> str:
+    if before.metric is None or after.metric is None:
+        return units.ABSENT
+    return f"{after.metric - before.metric:+.4f}"
+
+
+def passes(report: Report) -> RenderableType:
+    """The pass log: seconds, how many sites changed, how many were declined, and why."""
+    made = table(
+        f"Passes ({units.seconds(report.seconds)})" if report.seconds is not None else "Passes",
+        "pass",
+        "seconds",
+        "changed",
+        "declined",
+        "why declined",
+        right=("seconds", "changed", "declined"),
+    )
+    for entry in report.passes:
+        made.add_row(
+            entry.name,
+            f"{entry.seconds:.2f}",
+            str(len(entry.changed) or ""),
+            str(len(entry.declined) or ""),
+            reasons(entry.declined),
+        )
+    return made
+
+
+def reasons(declined: Iterable[DeclinedSite]) -> str:
+    """Each distinct reason once, with the number of sites; a single site is named."""
+    sites = list(declined)
+    counted = Counter(site.reason for site in sites)
+    lines = []
+    for reason, times in counted.most_common(4):
+        first = next(site for site in sites if site.reason == reason)
+        lines.append(f"{first.site}: {reason}" if times == 1 else f"{times} x {reason}")
+    if len(counted) > 4:
+        lines.append(f"and {len(counted) - 4} more reasons")
+    return "\n".join(lines)
+
+
+def frozen(entries: Sequence[FrozenEntry], rows: int = MAX_ROWS) -> RenderableType:
+    """What could not be pruned, largest first: axis, size, reason and the user's line."""
+    made = table("Frozen axes", "axis", "size", "reason", "source", right=("size",))
+    ordered = sorted(entries, key=lambda entry: -entry.size)
+    for entry in ordered[:rows]:
+        made.add_row(entry.axis, str(entry.size), entry.reason, entry.source or "")
+    if len(ordered) > rows:
+        made.add_row(f"and {len(ordered) - rows} more", "", "report.json lists them", "")
+    return made
+
+
+def candidates(report: Report) -> Table:
+    """The models that were timed for real before one was chosen."""
+    made = table(
+        "Candidates", "candidate", "latency", "file", "metric", "why", right=("latency", "file", "metric")
+    )
+    for entry in report.candidates:
+        name = f"{entry.name} (chosen)" if entry.chosen else entry.name
+        metric = units.ABSENT if entry.metric is None else f"{entry.metric:.4f}"
+        made.add_row(
+            name, units.milliseconds(entry.latency_ms), units.size(entry.bytes), metric, entry.reason
+        )
+    return made
+
+
+def proofs(report: Report) -> Table:
+    """Each oracle with the largest error it saw and the bound it had to stay under."""
+    made = table("Proofs", "proof", "error", "bound", "what was compared", right=("error", "bound"))
+    for proof in report.proofs:
+        made.add_row(proof.name, f"{proof.error:.2e}", f"{proof.bound:.2e}", proof.detail)
+    return made
