@@ -1,0 +1,194 @@
+"""From an exported graph to the canonical form that `well_formed` checks.
+
+exported program => wrappers inlined, checks dropped, one get_attr per tensor, plain outputs, functional, folded.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import CaptureError
+from fxcompress.graph import edit, walk
+from fxcompress.graph.folding import fold_constants
+from fxcompress.graph.functional import functionalize
+from fxcompress.graph.module import named_tensors, same_tensor
+from fxcompress.graph.precision import converted
+from fxcompress.graph.program import Example, Program, Signature
+from fxcompress.graph.structure import output_names, plain, prune
+from fxcompress.graph.wrappers import inline_wrappers
+
+aten = torch.ops.aten
+
+CHECKS = frozenset(
+    {
+        "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
+        "sym_constrain_range_for_size", "_assert",
+    }
+)
+"""Operators that only check; what they check holds for the shapes the program accepts."""
+KEPT_METADATA = ("val", "stack_trace", "nn_module_stack")
+
+
+def canonical(
+    exported: ExportedProgram, example: Example, dynamic: Sequence[dict[int, str]], notes: list[str]
+) -> Program:
+    """The canonical program of an exported one.
+
+    Args:
+        exported: from `torch.export`, training or inference dialect.
+        example: inputs in the structure of the call; leaves that are not tensors are fixed into the graph.
+        dynamic: symbol of each dynamic dimension, per leaf of the example.
+        notes: what a reader must know about the capture so far.
+    """
+    module = exported.module(check_guards=False)
+    graph = module.graph
+    inline_wrappers(module)
+    _drop_checks(graph)
+    _trim_metadata(graph)
+    lifted = _lifted_constants(exported)
+    tensors = converted(dict(named_tensors(module)), None)
+    _one_node_per_tensor(graph, tensors)
+    signature, example, kept = _signature(graph, module, example, dynamic)
+    program = Program.build(graph, tensors, signature, example)
+    program.notes.extend([*notes, *kept])
+    functionalize(program)
+    edit.tidy(program)
+    edit.reinfer(program)
+    fold_constants(program, lifted)
+    edit.tidy(program)
+    _tensors_first(program.graph)
+    edit.tidy(program)
+    edit.reinfer(program)
+    return program
+
+
+def _drop_checks(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        packet = getattr(node.target, "overloadpacket", None)
+        name = getattr(packet, "__name__", getattr(node.target, "__name__", ""))
+        checks = node.op == "call_function" and name in CHECKS
+        if (checks or node.op == "call_module") and not node.users:
+            graph.erase_node(node)
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and node.target in _SIZES:
+            graph.erase_node(node)
+
+
+_SIZES = frozenset(
+    {operator.eq, operator.ge, operator.le, operator.gt, operator.lt, operator.ne, operator.mod, aten.sym_size.int}
+)
+
+
+def _trim_metadata(graph: fx.Graph) -> None:
+    """Keep what errors and listings need, as plain data."""
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in KEPT_METADATA if key in node.meta}
+        stack = node.meta.pop("nn_module_stack", None) or {}
+        plain_stack = {
+            str(key): (str(entry[0]), _type_name(entry[1]))
+            for key, entry in stack.items()
+            if isinstance(entry, tuple) and not str(key).startswith("_empty")
+        }
+        if plain_stack:
+            node.meta["nn_module_stack"] = plain_stack
+
+
+def _type_name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _lifted_constants(exported: ExportedProgram) -> frozenset[str]:
+    """Names of tensors that the model writes as constants, not as parameters or buffers."""
+    signature = exported.graph_signature
+    return frozenset(str(name) for name in signature.inputs_to_lifted_tensor_constants.values())
+
+
+def _one_node_per_tensor(graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> None:
+    """Tied names share the node of their first name; get_attr nodes nobody reads go."""
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(same_tensor(tensor) if tensor.numel() else (name,), name)
+    nodes: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        if not node.users:
+            graph.erase_node(node)
+            continue
+        tensor = tensors[str(node.target)]
+        name = first[same_tensor(tensor) if tensor.numel() else (str(node.target),)]
+        if name in nodes:
+            node.replace_all_uses_with(nodes[name])
+            graph.erase_node(node)
+        else:
+            if node.target != name:
+                node.target = name
+                node._rename(name.replace(".", "_"))
+            nodes[name] = node
+
+
+def _tensors_first(graph: fx.Graph) -> None:
+    """Placeholders, then get_attr nodes, then the rest, each in its order."""
+    nodes = list(graph.nodes)
+    ranked = [n for n in nodes if n.op == "placeholder"] + [n for n in nodes if n.op == "get_attr"]
+    anchor = graph._root
+    for node in ranked:
+        anchor.append(node)
+        anchor = node
+
+
+def _signature(
+    graph: fx.Graph, module: fx.GraphModule, example: Example, dynamic: Sequence[dict[int, str]]
+) -> tuple[Signature, Example, list[str]]:
+    """The signature without fixed arguments and constant results; the example that fits it; notes."""
+    notes: list[str] = []
+    info = graph._codegen.pytree_info
+    leaves, in_spec = pytree.tree_flatten((example.args, example.kwargs))
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != len(leaves):
+        raise CaptureError(f"the exported graph takes {len(inputs)} inputs, the example has {len(leaves)}")
+    for node, leaf in zip(inputs, leaves, strict=True):
+        if not isinstance(leaf, torch.Tensor):
+            notes.append(f"the argument {node.name} is fixed at {leaf!r}")
+            graph.erase_node(node)
+    keep = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+    in_spec = _required(prune(in_spec, keep))
+    args, kwargs = pytree.tree_unflatten([leaf for leaf, kept in zip(leaves, keep, strict=True) if kept], in_spec)
+    output = graph.output_node()
+    results = list(pytree.tree_leaves(output.args[0]))
+    for result in results:
+        _check_result(result)
+    tensors = [isinstance(result, fx.Node) for result in results]
+    if not all(tensors):
+        notes.append("results that are constants (None, numbers) are left out")
+    out_spec = _required(prune(plain(info.out_spec), tensors))
+    output.args = (tuple(result for result in results if isinstance(result, fx.Node)),)
+    names = tuple(node.name for node, kept in zip(inputs, keep, strict=True) if kept)
+    symbols = {
+        node.name: dict(dims)
+        for node, dims, kept in zip(inputs, dynamic, keep, strict=True)
+        if kept and dims
+    }
+    signature = Signature(names, output_names(out_spec), symbols, in_spec, out_spec)
+    return signature, Example(args, kwargs), notes
+
+
+def _check_result(result: Any) -> None:
+    if isinstance(result, fx.Node) and not walk.is_tensor(result) and result.op != "get_attr":
+        raise CaptureError(
+            "the model returns a size, not a tensor", node=result.format_node(),
+            source=walk.source(result), hint="return tensors only",
+        )
+
+
+def _required(spec: pytree.TreeSpec | None) -> pytree.TreeSpec:
+    if spec is None or not spec.num_leaves:
+        raise CaptureError("the model takes or returns no tensor", hint="pass tensors and return tensors")
+    return spec

@@ -1,0 +1,84 @@
+"""Fold what depends on no input and on nothing that is trained into stored constants.
+
+Sources are factory calls (`arange`, `full`, ...), tensors written as constants in the model, and its integer and
+boolean buffers. Parameters and floating buffers are not sources: what depends on them may be pruned or trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcompress.graph import edit, walk
+from fxcompress.graph.program import Program
+
+LIMIT = 64 << 20
+"""Bytes that folding may add to a program in total; constants beyond stay computed."""
+
+
+def fold_constants(program: Program, lifted: Collection[str] = ()) -> None:
+    """Replace the last nodes of constant subgraphs by stored tensors; a note says what exceeded the limit."""
+    constant = _constant_nodes(program, lifted)
+    frontier = [
+        node for node in program.graph.nodes
+        if node in constant and node.op == "call_function" and walk.is_tensor(node)
+        and any(user not in constant for user in node.users)
+    ]
+    if not frontier:
+        return
+    values = _evaluate(program, constant)
+    spent = 0
+    for node in frontier:
+        tensor = values[node].contiguous().clone()
+        spent += tensor.nbytes
+        if spent > LIMIT:
+            spent -= tensor.nbytes
+            program.notes.append(f"the constant {node.name} stays computed: {tensor.nbytes >> 20} MiB")
+            continue
+        stored = edit.add_tensor(program, f"constant_{node.name}", tensor)
+        stored.meta.update({key: node.meta[key] for key in edit.INHERITED if key in node.meta})
+        edit.replace_uses(node, stored)
+
+
+def _constant_nodes(program: Program, lifted: Collection[str]) -> set[fx.Node]:
+    constant: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            if node.target in lifted or not walk.dtype(node).is_floating_point:
+                constant.add(node)
+        elif node.op == "call_function" and not _random(node) and _concrete(node.meta.get("val")):
+            if all(source in constant for source in node.all_input_nodes):
+                constant.add(node)
+    return constant
+
+
+def _random(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
+
+
+def _concrete(val: Any) -> bool:
+    """Whether a value has no symbolic size."""
+    if isinstance(val, torch.Tensor):
+        return not any(isinstance(size, torch.SymInt) for size in val.shape)
+    if isinstance(val, tuple | list):
+        return all(_concrete(item) for item in val)
+    return not isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _evaluate(program: Program, constant: set[fx.Node]) -> dict[fx.Node, Any]:
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node not in constant:
+                continue
+            if node.op == "get_attr":
+                values[node] = walk.tensor(program, node)
+            else:
+                args = fx.map_arg(node.args, values.__getitem__)
+                kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    return values

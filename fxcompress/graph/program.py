@@ -1,0 +1,119 @@
+"""The captured program: one graph with its tensors, signature, example inputs, notes and history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import fx
+from torch.fx import _pytree as fx_pytree
+from torch.utils import _pytree as pytree
+
+from fxcompress.graph import edit, walk
+from fxcompress.graph.modes import is_training
+from fxcompress.graph.module import ProgramModule, assemble, copy_graph, named_tensors
+from fxcompress.graph.precision import converted, retype
+from fxcompress.graph.signature import Example, Signature
+from fxcompress.graph.symbols import fake_inputs
+from fxcompress.graph.text import listing
+
+__all__ = ["Example", "Program", "Signature"]
+
+
+@dataclass
+class Program:
+    """A model as a graph that can be called, edited, trained, saved and lowered.
+
+    `module` is called like the user's model. Copies share tensors, which edits replace and never overwrite.
+    """
+
+    module: ProgramModule
+    signature: Signature
+    example: Example
+    notes: list[str] = field(default_factory=list)
+    history: list[str] = field(default_factory=list)
+
+    @classmethod
+    def build(
+        cls,
+        graph: fx.Graph,
+        tensors: dict[str, torch.Tensor],
+        signature: Signature,
+        example: Example,
+    ) -> Self:
+        """A program from its parts, with the metadata of every node inferred; raises IllFormed."""
+        program = cls(assemble(graph, tensors, signature), signature, example)
+        program.infer_from_example()
+        return program
+
+    def infer_from_example(self) -> None:
+        """Give the inputs new symbols as the signature says, and every node its metadata."""
+        fakes = fake_inputs(self.signature, self.flat_example())
+        for node, fake in zip(walk.placeholders(self), fakes, strict=True):
+            node.meta["val"] = fake
+        edit.reinfer(self)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of `module`."""
+        return self.module.graph
+
+    @property
+    def training(self) -> bool:
+        """Whether the program is in training mode."""
+        return self.module.training or is_training(self.graph)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def __str__(self) -> str:
+        return listing(self)
+
+    def copy(self, *, share: bool = True) -> Program:
+        """The same program with a graph of its own.
+
+        Tensors are shared, which is right for passes; pass `share=False` before training one of the two.
+        """
+        tensors = dict(named_tensors(self.module))
+        if not share:
+            tensors = converted(tensors, None)
+        module = assemble(copy_graph(self.graph), tensors, self.signature)
+        copy = Program(module, self.signature, self.example, list(self.notes), list(self.history))
+        return copy.train() if self.module.training else copy
+
+    def to(self, dtype: torch.dtype) -> Program:
+        """A copy that computes in `dtype`: floating tensors, example inputs and float32 casts are converted."""
+        copy = self.copy()
+        tensors = converted(dict(named_tensors(self.module)), dtype)
+        copy.module = assemble(copy.graph, tensors, self.signature)
+        copy.notes.extend(retype(copy.graph, dtype))
+        args, kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf,
+            (self.example.args, self.example.kwargs),
+        )
+        copy.example = Example(args, kwargs)
+        if self.module.training:
+            copy.train()
+        copy.module.recompile()
+        copy.infer_from_example()
+        return copy
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch batch norms and dropouts to training mode, in place."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch batch norms and dropouts to evaluation mode, in place."""
+        return self.train(False)
+
+    def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call, in the order of `signature.inputs`."""
+        leaves: list[torch.Tensor] = fx_pytree.tree_flatten_spec((args, kwargs), self.signature.in_spec)
+        return leaves
+
+    def flat_example(self) -> list[torch.Tensor]:
+        """The tensors of the example, in the order of `signature.inputs`."""
+        return self.flat_inputs(self.example.args, self.example.kwargs)
