@@ -1,12 +1,13 @@
-"""What a model's example inputs might be: candidates, best first, that `inputs.infer_example` tries one by one.
+"""What a model's example inputs might be: candidates, best first, for `inputs.infer_example` to try.
 
-The sources, in order: what the ecosystem writes down (Lightning's `example_input_array`, Hugging Face's `dummy_inputs`,
-timm's `pretrained_cfg`, a Hugging Face `config`), then the first layers of the model.
+The sources, in order: what the ecosystem writes down (Lightning's `example_input_array`, Hugging Face's
+`dummy_inputs`, timm's `pretrained_cfg`, a Hugging Face `config`), then the first layers of the model.
 
-Spatial sizes. Many networks accept any size, so the first size tried is the one that the model will be priced at, and a
-wrong one misprices it. A convolutional network that looks like ImageNet (its stem strides, it has a layer of 1000
-outputs, or it embeds patches) is tried at 224 first; one channel means digits, 28 first; everything else is CIFAR-like,
-32 first. The remaining sizes are there for networks that flatten, where one size alone fits.
+Spatial sizes. Many networks accept any size, so the first size tried is the one that the model will be priced
+at, and a wrong one misprices it. A convolutional network that looks like ImageNet (its stem strides, it has a
+layer of 1000 outputs, or it embeds patches) is tried at 224 first; one channel means digits, 28 first;
+everything else is CIFAR-like, 32 first. The remaining sizes are there for networks that flatten, where one
+size alone fits.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _declared(model: nn.Module, attribute: str) -> Any:
     """An attribute that the ecosystem sets; a property that raises counts as absent."""
     try:
         return getattr(model, attribute, None)
-    except Exception:
+    except Exception:  # noqa: BLE001  a property of the user's class may raise anything
         return None
 
 
@@ -91,7 +92,7 @@ def _required_inputs(model: nn.Module) -> int:
 
 
 def _from_config(model: nn.Module, draw: Draw) -> Iterator[dict[str, Any]]:
-    """Keyword inputs of a Hugging Face model, by the names its forward takes and the sizes its config states."""
+    """Keyword inputs of a Hugging Face model, by what its forward takes and its config states."""
     config = _declared(model, "config")
     if config is None:
         return
@@ -164,7 +165,7 @@ def _for_layer(model: nn.Module, module: nn.Module, draw: Draw) -> Iterator[torc
 
 
 def spatial_sizes(model: nn.Module, stem: nn.Conv2d) -> tuple[int, ...]:
-    """Heights (and widths) to try, in order, for a model whose first convolution is `stem` (see the module docstring)."""
+    """Heights (and widths) to try, in order, for a model with this first convolution; see the module."""
     classes = any(isinstance(m, nn.Linear) and m.out_features == _IMAGENET_CLASSES for m in model.modules())
     if max(stem.stride) >= 2 or classes:
         return _LARGE

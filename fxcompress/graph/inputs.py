@@ -1,8 +1,8 @@
 """Inputs: from what a caller passes to what a graph takes, or an error that says what to pass instead.
 
-`normalize` and `infer_example` make the example that a model is captured with. `bind` and `batches` turn calibration
-data into flat lists of tensors in placeholder order; given a `Program` they also check shapes and dtypes against its
-placeholders, given a bare `Signature` they can only check the structure.
+`normalize` and `infer_example` make the example that a model is captured with. `bind` and `batches` turn
+calibration data into flat lists of tensors in placeholder order; given a `Program` they also check shapes and
+dtypes against its placeholders, given a bare `Signature` they can only check the structure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import InputError
 from fxcompress.graph.guesses import candidates
-from fxcompress.graph.program import Example, Program, Signature
+from fxcompress.graph.program import Program
+from fxcompress.graph.signature import Example, Signature
 
 LABELS = frozenset({"label", "labels", "label_ids", "target", "targets", "y"})
 """Keys of a calibration batch that are targets, not inputs, unless the model has an input of that name."""
@@ -34,8 +35,8 @@ _RE_ITERABLE = "pass a list of batches or a DataLoader, which can be read more t
 def normalize(example_inputs: Any) -> Example:
     """What the caller passed as `example_inputs`, as positional and keyword inputs of real tensors.
 
-    A tensor is the only positional input, a tuple or list are the positional inputs, a mapping the keyword inputs;
-    numpy arrays become tensors wherever they are. Raises InputError for anything else.
+    A tensor is the only positional input, a tuple or list are the positional inputs, a mapping the keyword
+    inputs; numpy arrays become tensors wherever they are. Raises InputError for anything else.
     """
     if isinstance(example_inputs, Example):
         return example_inputs
@@ -62,8 +63,8 @@ def normalize(example_inputs: Any) -> Example:
 def infer_example(model: nn.Module) -> Example:
     """Example inputs that `model` accepts, found without being told; see `guesses` for where they come from.
 
-    Each candidate is tried by one forward in eval mode; the model, its buffers, its modes and the global random state
-    are left as they were. Raises InputError, with what was tried, when no candidate fits.
+    Each candidate is tried by one forward in eval mode; the model, its buffers, its modes and the global
+    random state are left as they were. Raises InputError, with what was tried, when no candidate fits.
     """
     tried: list[str] = []
     for source, guess in candidates(model):
@@ -82,12 +83,15 @@ def infer_example(model: nn.Module) -> Example:
 def bind(target: Program | Signature, batch: Any) -> list[torch.Tensor]:
     """One batch of data as the flat inputs of the graph, in placeholder order.
 
-    The batch is a tensor, a tuple of inputs, a dict of inputs by name, or `(inputs, label)`; a label is dropped. With a
-    Program, shapes are checked and dtypes are cast only where that loses nothing that matters (between floating types,
-    to wider integers). Raises InputError that names the input and what was expected.
+    The batch is a tensor, a tuple of inputs, a dict of inputs by name, or `(inputs, label)`; a label is
+    dropped. With a Program, shapes are checked and dtypes are cast only where that loses nothing that matters
+    (between floating types, to wider integers). Raises InputError that names the input and what was expected.
     """
     signature = target.signature if isinstance(target, Program) else target
     leaves = [_leaf(leaf, name) for name, leaf in zip(signature.inputs, _flat(signature, batch), strict=True)]
+    for name, leaf in zip(signature.inputs, leaves, strict=True):
+        if not isinstance(leaf, torch.Tensor):
+            raise InputError(f"input {name!r} is a {type(leaf).__name__}, not a tensor", hint=_WHAT_TO_PASS)
     if isinstance(target, Program):
         leaves = _conform(target, leaves)
     return leaves
@@ -102,17 +106,23 @@ def batches(
 ) -> Iterator[list[torch.Tensor]]:
     """Stream the flat inputs of every batch of calibration data; one batch is held at a time.
 
-    Raises InputError at once when `iterable` is no iterable of batches (or, with `require_reiterable`, can be read only
-    once), and while streaming for an empty or exhausted iterable, a batch that does not fit, or, when `finite`, a NaN
-    or an infinity in a floating input; these name the batch index.
+    Raises InputError at once when `iterable` is no iterable of batches (or, with `require_reiterable`, can be
+    read only once), and while streaming for an empty or exhausted iterable, a batch that does not fit, or,
+    when `finite`, a NaN or an infinity in a floating input; these name the batch index.
     """
     if iterable is None:
-        raise InputError("there is no calibration data", hint=f"pass calibration=[batch, ...]; {_WHAT_TO_PASS[5:]}")
-    if isinstance(iterable, torch.Tensor | np.ndarray | Mapping | str | bytes) or not hasattr(iterable, "__iter__"):
+        raise InputError(
+            "there is no calibration data", hint=f"pass calibration=[batch, ...]; {_WHAT_TO_PASS[5:]}"
+        )
+    if isinstance(iterable, torch.Tensor | np.ndarray | Mapping | str | bytes) or not hasattr(
+        iterable, "__iter__"
+    ):
         raise InputError(f"calibration data cannot be a {type(iterable).__name__}", hint=_ONE_BATCH)
     once = isinstance(iterable, Iterator)
     if once and require_reiterable:
-        raise InputError("the calibration data can be read only once, and it is needed again", hint=_RE_ITERABLE)
+        raise InputError(
+            "the calibration data can be read only once, and it is needed again", hint=_RE_ITERABLE
+        )
     return _stream(target, iterable, finite, once)
 
 
@@ -127,20 +137,25 @@ def _stream(
             if finite:
                 _check_finite(signature, flat)
         except InputError as error:
-            raise error.note(f"in calibration batch {index}")
+            error.note(f"in calibration batch {index}")
+            raise
         yield flat
         count += 1
     if count == 0 and once:
-        raise InputError("the calibration iterator is empty, or was exhausted by an earlier pass", hint=_RE_ITERABLE)
+        raise InputError(
+            "the calibration iterator is empty, or was exhausted by an earlier pass", hint=_RE_ITERABLE
+        )
     if count == 0:
         raise InputError("the calibration data holds no batch", hint=_ONE_BATCH)
 
 
 def _check_finite(signature: Signature, flat: list[torch.Tensor]) -> None:
     for name, value in zip(signature.inputs, flat, strict=True):
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all():
             kind = "NaN" if value.isnan().any() else "infinity"
-            raise InputError(f"input {name!r} holds {kind}", hint="clean the calibration data before passing it")
+            raise InputError(
+                f"input {name!r} holds {kind}", hint="clean the calibration data before passing it"
+            )
 
 
 def _leaf(leaf: Any, name: str) -> Any:
@@ -149,9 +164,13 @@ def _leaf(leaf: Any, name: str) -> Any:
         return leaf.detach()
     if isinstance(leaf, np.ndarray | np.generic):
         try:
-            return torch.from_numpy(np.array(leaf))  # a copy: read-only and negatively strided arrays are fine
+            return torch.from_numpy(
+                np.array(leaf)
+            )  # a copy: read-only and negatively strided arrays are fine
         except TypeError as error:
-            raise InputError(f"{name}: numpy dtype {leaf.dtype} has no tensor twin", hint=_WHAT_TO_PASS) from error
+            raise InputError(
+                f"{name}: numpy dtype {leaf.dtype} has no tensor twin", hint=_WHAT_TO_PASS
+            ) from error
     if leaf is None or isinstance(leaf, bool | int | float | str):
         return leaf
     raise InputError(f"{name} holds a {type(leaf).__name__} where a tensor is expected", hint=_WHAT_TO_PASS)
@@ -173,13 +192,16 @@ def _flat(signature: Signature, batch: Any) -> list[Any]:
             return pytree.tree_leaves(args)
     if len(batch) == 2 and isinstance(batch[0], tuple | list | Mapping):
         return _flat(signature, batch[0])
-    if len(batch) in (count, count + 1) and not any(isinstance(v, tuple | list | Mapping) for v in batch[:count]):
+    if len(batch) in (count, count + 1) and not any(
+        isinstance(v, tuple | list | Mapping) for v in batch[:count]
+    ):
         return list(batch[:count])
     raise _misfit(signature, f"{len(batch)} values")
 
 
 def _from_mapping(signature: Signature, batch: dict[Any, Any]) -> list[Any]:
-    for structure in (((), batch), ((batch,), {})):
+    structures: tuple[Any, ...] = (((), batch), ((batch,), {}))
+    for structure in structures:
         if pytree.tree_structure(structure) == signature.in_spec:
             return pytree.tree_leaves(structure)
     missing = [name for name in signature.inputs if name not in batch]
@@ -193,14 +215,14 @@ def _misfit(signature: Signature, found: str) -> InputError:
     names = ", ".join(signature.inputs)
     several = len(signature.inputs) > 1
     return InputError(
-        f"the batch is {found}; the model takes {len(signature.inputs)} input{'s' if several else ''}: {names}",
+        f"the batch is {found}; the model takes {'the inputs' if several else 'one input,'} {names}",
         hint="a batch is a tensor (for one input), a tuple of inputs in order, a dict by input name, "
         "or (inputs, label)",
     )
 
 
 def _conform(program: Program, leaves: list[Any]) -> list[Any]:
-    """Check every leaf against its placeholder; cast where safe; sizes of one symbol must agree across inputs."""
+    """Check every leaf against its placeholder and cast where safe; sizes of one symbol must agree."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     sizes: dict[str, tuple[str, int]] = {}
     conformed = []
@@ -209,8 +231,6 @@ def _conform(program: Program, leaves: list[Any]) -> list[Any]:
         if not isinstance(expected, torch.Tensor):
             conformed.append(leaf)
             continue
-        if not isinstance(leaf, torch.Tensor):
-            raise InputError(f"input {name!r} is a {type(leaf).__name__}, not a tensor", hint=_WHAT_TO_PASS)
         symbols = program.signature.dynamic.get(name, {})
         _check_shape(name, leaf, expected, symbols)
         for dim, symbol in symbols.items():
@@ -265,7 +285,7 @@ def _accepts(model: nn.Module, example: Example) -> bool:
     with _untouched(model), torch.no_grad():
         try:
             model(*example.args, **example.kwargs)
-        except Exception:
+        except Exception:  # noqa: BLE001  a wrong guess may fail in any way
             return False
     return True
 
