@@ -1,0 +1,76 @@
+"""Ranges of activations, from data that streams through the program once.
+
+Each tensor keeps two numbers, whatever the number of samples; one batch is held at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.errors import InputError
+from fxcompress.graph import walk
+from fxcompress.graph.execute import Executor
+from fxcompress.graph.inputs import batches as flat_batches
+from fxcompress.graph.program import Program
+from fxcompress.numerics.ranges import Estimator, MinMax, Range
+
+
+def calibrate(
+    program: Program,
+    batches: Iterable[Any],
+    tensors: Iterable[str],
+    *,
+    estimator: Callable[[], Estimator] = MinMax,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Range]:
+    """Return the range of each tensor in `tensors` (node names) over all batches.
+
+    A batch is whatever the model takes: a tensor, a tuple or dict of inputs, or `(inputs, label)`. The program is
+    run in evaluation mode. `progress` is called after each batch with the number of batches so far.
+
+    Raises:
+        InputError: no batch, a batch that does not fit, or a NaN or infinity in an input or in one of the tensors
+            (the error names the tensor, the user's line and the batch).
+    """
+    observer = _Observer(program.copy().eval(), {name: estimator() for name in tensors})
+    count = 0
+    for count, flat in enumerate(flat_batches(program, batches), start=1):
+        observer.batch = count - 1
+        with torch.no_grad():
+            observer.run_flat(flat)
+        if progress is not None:
+            progress(count)
+    if count == 0:
+        raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
+    return {name: seen.range() for name, seen in observer.estimators.items()}
+
+
+class _Observer(Executor):
+    """Shows every value of the tensors asked for to their estimators."""
+
+    def __init__(self, program: Program, estimators: dict[str, Estimator]) -> None:
+        super().__init__(program)
+        missing = sorted(set(estimators) - {node.name for node in program.graph.nodes})
+        if missing:
+            raise InputError(f"the program has no tensor {missing[0]!r}")
+        self.estimators = estimators
+        self.batch = 0
+
+    def after(self, node: fx.Node, value: Any) -> Any:
+        """Update the node's estimator; the value passes through."""
+        seen = self.estimators.get(node.name)
+        if seen is None or not isinstance(value, Tensor):
+            return value
+        seen.update(value)
+        if value.numel() and not seen.range().finite:
+            raise InputError(
+                f"{node.name} holds a NaN or an infinity in calibration batch {self.batch}",
+                hint="look at this batch, and at the model's numerics on it",
+                node=node.format_node(),
+                source=walk.source(node),
+            )
+        return value

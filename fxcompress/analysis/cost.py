@@ -1,0 +1,104 @@
+"""What a program costs, and what it would cost at other widths.
+
+MACs are per sample at the example's spatial size; parameters count trainable tensors, bytes every stored one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from fxcompress.analysis.propagate import propagate
+from fxcompress.axes.expression import Axis, Dim, leaves
+from fxcompress.axes.positions import width
+from fxcompress.graph import walk
+from fxcompress.graph.program import Program
+from fxcompress.ops.arguments import hints
+from fxcompress.ops.cost import MACS, Term
+from fxcompress.ops.dimensions.space import Space
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs per sample, number of parameters, bytes of stored tensors."""
+
+    macs: float
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A weighted sum of products of widths, with the constant part folded away."""
+
+    constant: float
+    terms: tuple[tuple[float, Term], ...]
+
+    def at(self, widths: Mapping[Axis, int]) -> float:
+        return self.constant + sum(weight * prod(width(dim, widths) for dim in term) for weight, term in self.terms)
+
+
+@dataclass(frozen=True)
+class Price:
+    """The exact cost of a program as a function of the widths of its axes."""
+
+    macs: Sum
+    params: Sum
+    bytes: Sum
+
+    def at(self, widths: Mapping[Axis, int]) -> Cost:
+        return Cost(self.macs.at(widths), round(self.params.at(widths)), round(self.bytes.at(widths)))
+
+
+def price(program: Program, space: Space) -> Price:
+    """Collect the terms of every operator and every stored tensor."""
+    samples = batch_size(program)
+    macs = [
+        (1.0 / samples, term)
+        for node in program.graph.nodes
+        if node in space.values and node.target in MACS
+        for term in MACS[node.target](space, node)
+    ]
+    parameters: list[tuple[float, Term]] = []
+    stored: list[tuple[float, Term]] = []
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            tensor = walk.tensor(program, node)
+            stored.append((float(tensor.element_size()), space.of(node)))
+            if isinstance(tensor, torch.nn.Parameter):
+                parameters.append((1.0, space.of(node)))
+    return Price(_folded(macs), _folded(parameters), _folded(stored))
+
+
+def _folded(terms: Iterable[tuple[float, Term]]) -> Sum:
+    """Multiply out the axes that can never change; keep the rest as factors."""
+    constant, varying = 0.0, []
+    for weight, term in terms:
+        free: list[Dim] = []
+        for dim in term:
+            if all(axis.frozen for axis in leaves(dim)):
+                weight *= dim.size
+            else:
+                free.append(dim)
+        if free:
+            varying.append((weight, tuple(free)))
+        else:
+            constant += weight
+    return Sum(constant, tuple(varying))
+
+
+def batch_size(program: Program) -> int:
+    """The leading size of the first tensor input; one when there is none."""
+    for node in walk.placeholders(program):
+        if walk.is_tensor(node):
+            shape = hints(node.meta["val"])
+            return shape[0] if shape else 1
+    return 1
+
+
+def cost(program: Program) -> Cost:
+    """What the program costs as it is."""
+    return price(program, propagate(program)).at({})

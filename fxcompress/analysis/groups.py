@@ -1,0 +1,237 @@
+"""Channel groups: the sets of positions, across all parameters, that can only be removed together.
+
+A leaf axis that is not frozen and occurs in a stored tensor is a group. What is frozen is listed with the reason and
+the line of the user's model that caused it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+import torch
+from torch.fx import Node
+
+from fxcompress.analysis.cost import Price, price
+from fxcompress.analysis.propagate import propagate
+from fxcompress.axes.expression import Axis, Dim, Product, find, leaves
+from fxcompress.axes.positions import occurrences
+from fxcompress.errors import InputError
+from fxcompress.graph import walk
+from fxcompress.graph.program import Program
+from fxcompress.ops.dimensions.space import Space
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one stored tensor in which a group occurs."""
+
+    tensor: str
+    dim: int
+    expression: Dim
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Coupled channels.
+
+    Args:
+        name: the first member, such as `layer1.0.conv1.weight[0]`; where several axes make up that dimension, the
+            axis is numbered in order of position: `qkv.weight[0]:1`.
+        axis: the leaf; its indices are the group's.
+        members: every stored dimension in which the axis occurs.
+        positions: the smallest number of positions of a member that go with one index (64 for a head of width 64).
+    """
+
+    name: str
+    axis: Axis
+    members: tuple[Member, ...]
+    positions: int
+
+    @property
+    def size(self) -> int:
+        return self.axis.size
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The operators that normalise over this axis."""
+        return tuple(self.axis.statistics)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An axis of a stored tensor that may not shrink, and why."""
+
+    axis: str
+    size: int
+    reason: str
+    operator: str | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What dependency analysis found: groups, obstacles, exact prices."""
+
+    program: Program
+    space: Space
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    price: Price
+
+    def group(self, name: str) -> Group:
+        """The group of this name, else the first that has a stored dimension of this name."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        for group in self.groups:
+            if any(str(member) == name for member in group.members):
+                return group
+        raise InputError(
+            f"no prunable group has a member called {name!r}",
+            hint="names look like 'layer1.conv1.weight[0]'; `fxcompress inspect` lists them",
+        )
+
+    def why(self, a: str, b: str) -> list[str]:
+        """The chain of operators that couples two stored dimensions, from `a` to `b`; empty when nothing does.
+
+        Args:
+            a, b: stored dimensions, such as `conv1.weight[0]`.
+        """
+        first, last = self._place(a), self._place(b)
+        shared = {id(axis) for axis in leaves(self.space.of(first[0])[first[1]])}
+        shared &= {id(axis) for axis in leaves(self.space.of(last[0])[last[1]])}
+        if not shared:
+            return []
+        graph = self.coupling
+        allowed = [place for place, axes in graph.nodes(data="axes") if axes & shared]
+        try:
+            path = nx.shortest_path(graph.subgraph(allowed), first, last)
+        except nx.NetworkXNoPath:
+            return []
+        return [_step(node, dim) for node, dim in path]
+
+    def _place(self, name: str) -> tuple[Node, int]:
+        tensor, _, rest = name.partition("[")
+        dim = int(rest.rstrip("]")) if rest else 0
+        for node in self.program.graph.nodes:
+            if node.op == "get_attr" and node.target == tensor and dim < len(self.space.of(node)):
+                return node, dim
+        raise InputError(
+            f"no stored tensor has a dimension called {name!r}",
+            hint="write it as 'layer1.conv1.weight[0]': the parameter's name and the dimension in brackets",
+        )
+
+    @cached_property
+    def coupling(self) -> nx.Graph[tuple[Node, int]]:
+        """Dimensions of all tensors as vertices; an edge where an operator carries an axis from one to the other."""
+        graph: nx.Graph[tuple[Node, int]] = nx.Graph()
+        for node, places in _tensor_dims(self.space):
+            for place, axes in enumerate(places):
+                graph.add_node((node, place), axes=axes)
+        known = dict(_tensor_dims(self.space))
+        for node, places in known.items():
+            operands = [source for source in node.all_input_nodes if source in known]
+            for index, source in enumerate(operands):
+                for other, others in [(node, places)] + [(late, known[late]) for late in operands[index + 1 :]]:
+                    _link(graph, (source, known[source]), (other, others))
+        return graph
+
+
+def _link(
+    graph: nx.Graph[tuple[Node, int]],
+    left: tuple[Node, list[frozenset[int]]],
+    right: tuple[Node, list[frozenset[int]]],
+) -> None:
+    for i, mine in enumerate(left[1]):
+        for j, theirs in enumerate(right[1]):
+            if mine & theirs:
+                graph.add_edge((left[0], i), (right[0], j))
+
+
+def _tensor_dims(space: Space) -> Iterator[tuple[Node, list[frozenset[int]]]]:
+    for node, value in space.values.items():
+        if isinstance(value, tuple):
+            yield node, [frozenset(id(axis) for axis in leaves(dim)) for dim in value]
+
+
+def _step(node: Node, dim: int) -> str:
+    where = walk.source(node)
+    name = str(node.target) if node.op == "get_attr" else f"{node.name} ({node.target})"
+    return f"{name}[{dim}]" + (f"  {where}" if where and node.op != "get_attr" else "")
+
+
+def analyse(program: Program) -> Analysis:
+    """Find the groups of a program, what is frozen, and the price of every width."""
+    space = propagate(program)
+    members: dict[Axis, list[Member]] = {}
+    obstacles: list[Frozen] = []
+    for node in program.graph.nodes:
+        if node.op != "get_attr" or not node.meta["val"].dtype.is_floating_point:
+            continue
+        for place, dim in enumerate(space.of(node)):
+            member = Member(str(node.target), place, find(dim))
+            for axis in dict.fromkeys(leaves(dim)):
+                if not axis.frozen:
+                    members.setdefault(axis, []).append(member)
+                elif axis.size > 1 and isinstance(walk.tensor(program, node), torch.nn.Parameter):
+                    obstacles.append(_obstacle(member, axis))
+    groups = tuple(_group(axis, tuple(found)) for axis, found in members.items())
+    return Analysis(program, space, groups, tuple(_distinct(obstacles)), price(program, space))
+
+
+def _group(axis: Axis, members: tuple[Member, ...]) -> Group:
+    counts = [sum(int((labels == 0).sum()) for labels in occurrences(member.expression, axis)) for member in members]
+    parts = list(dict.fromkeys(leaves(members[0].expression)))
+    name = str(members[0]) if len(parts) == 1 else f"{members[0]}:{parts.index(axis)}"
+    return Group(name, axis, members, min(counts))
+
+
+def _obstacle(member: Member, axis: Axis) -> Frozen:
+    reason = axis.reasons[0]
+    return Frozen(str(member), axis.size, reason.text, reason.operator, reason.source)
+
+
+def _distinct(obstacles: list[Frozen]) -> Iterator[Frozen]:
+    """One line per stored dimension; kernels say nothing that a reader does not know."""
+    seen: set[str] = set()
+    for item in obstacles:
+        if item.axis not in seen and item.reason != "a kernel":
+            seen.add(item.axis)
+            yield item
+
+
+def rivals(analysis: Analysis) -> list[tuple[tuple[Group, ...], ...]]:
+    """Products with several prunable factors, such as heads and head width, each factor given as its groups.
+
+    Pruning more than one factor of a product multiplies their effect; a plan chooses one, or budgets both knowingly.
+    """
+    by_axis = {group.axis: group for group in analysis.groups}
+    found: dict[tuple[tuple[str, ...], ...], tuple[tuple[Group, ...], ...]] = {}
+    for group in analysis.groups:
+        for member in group.members:
+            for factors in _products(member.expression):
+                free = tuple(
+                    tuple(by_axis[axis] for axis in dict.fromkeys(factor) if axis in by_axis) for factor in factors
+                )
+                free = tuple(factor for factor in free if factor)
+                if len(free) > 1:
+                    found[tuple(tuple(item.name for item in factor) for factor in free)] = free
+    return list(found.values())
+
+
+def _products(dim: Dim) -> Iterator[list[list[Axis]]]:
+    """Each product in an expression, as the leaves of each of its factors."""
+    dim = find(dim)
+    if isinstance(dim, Axis):
+        return
+    children = dim.factors if isinstance(dim, Product) else dim.parts
+    if isinstance(dim, Product):
+        yield [list(leaves(factor)) for factor in children]
+    for child in children:
+        yield from _products(child)

@@ -1,0 +1,217 @@
+"""The verbs of the dimension algebra: unify, split, factor, freeze.
+
+Each verb only ever *binds* leaves to finer expressions or freezes them, so facts accumulate in any order and nothing
+is taken back. What cannot be aligned is frozen with the reason, never guessed:
+
+    unify(a, b)       leaf, x      bind
+                      prod, prod   walk from the outermost factor; a larger factor is factored to fit
+                      cat, cat     walk; a longer part is split to fit
+                      prod, cat    split the product at the concatenation's boundaries
+    split(d, sizes)   leaf: bind to a concatenation; cat: walk; product: split the outermost factor
+    factor(d, sizes)  leaf: bind to a product; product: walk; cat: factor each part and unify the inner factors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from fxcompress.axes.expression import Axis, Concat, Dim, Product, Reason, concat, find, leaves, product
+
+
+class Unalignable(Exception):
+    """Two structures whose boundaries do not fit; callers answer by freezing both."""
+
+
+def freeze(dim: Dim, reason: Reason) -> None:
+    """Say that no position of `dim` may be removed. The first reasons are kept, repetition is dropped."""
+    for axis in leaves(dim):
+        if reason not in axis.reasons:
+            axis.reasons.append(reason)
+
+
+def normalise_over(dim: Dim, operator: str) -> None:
+    """Record that `operator` computes statistics over `dim`: removal there is allowed but changes them."""
+    for axis in leaves(dim):
+        if operator not in axis.statistics:
+            axis.statistics.append(operator)
+
+
+def bind(axis: Axis, dim: Dim) -> None:
+    """Let `axis` mean `dim` from now on; its reasons and statistics pass to the leaves of `dim`."""
+    dim = find(dim)
+    if dim is axis:
+        return
+    if any(leaf is axis for leaf in leaves(dim)):
+        freeze(dim, Reason("the axis would have to contain itself"))
+        return
+    axis.forward = dim
+    for reason in axis.reasons:
+        freeze(dim, reason)
+    for operator in axis.statistics:
+        normalise_over(dim, operator)
+
+
+def unify(a: Dim, b: Dim, reason: Reason | None = None) -> None:
+    """Say that `a` and `b` index the same things. `reason` is given to both if they cannot be aligned."""
+    a, b = find(a), find(b)
+    if a is b:
+        return
+    try:
+        if a.size != b.size:
+            raise Unalignable(f"{a.size} and {b.size} positions")
+        _unify(a, b)
+    except Unalignable as fault:
+        why = Reason(f"structures that do not align: {fault}")
+        why = why if reason is None else Reason(why.text, reason.operator, reason.source)
+        freeze(a, why)
+        freeze(b, why)
+
+
+def _unify(a: Dim, b: Dim) -> None:
+    if isinstance(a, Axis) and isinstance(b, Axis):
+        # The older name stays: parameters are met before the activations they shape.
+        bind(b, a)
+    elif isinstance(a, Axis):
+        bind(a, b)
+    elif isinstance(b, Axis):
+        bind(b, a)
+    elif isinstance(a, Product) and isinstance(b, Product):
+        _unify_products(a, b)
+    elif isinstance(a, Concat) and isinstance(b, Concat):
+        _unify_concats(a, b)
+    else:
+        whole, parts = (a, b) if isinstance(b, Concat) else (b, a)
+        assert isinstance(parts, Concat)
+        for piece, part in zip(split(whole, [part.size for part in parts.parts]), parts.parts, strict=True):
+            unify(piece, part)
+
+
+def _unify_products(a: Product, b: Product) -> None:
+    left, right = list(a.factors), list(b.factors)
+    while left and right:
+        x, y = find(left.pop(0)), find(right.pop(0))
+        if x.size == y.size:
+            unify(x, y)
+        elif x.size > y.size and x.size % y.size == 0:
+            outer, inner = factor(x, [y.size, x.size // y.size])
+            unify(outer, y)
+            left.insert(0, inner)
+        elif y.size > x.size and y.size % x.size == 0:
+            outer, inner = factor(y, [x.size, y.size // x.size])
+            unify(outer, x)
+            right.insert(0, inner)
+        else:
+            raise Unalignable(f"factors of {x.size} and {y.size}")
+
+
+def _unify_concats(a: Concat, b: Concat) -> None:
+    left, right = list(a.parts), list(b.parts)
+    while left and right:
+        x, y = find(left.pop(0)), find(right.pop(0))
+        if x.size > y.size:
+            x, rest = split(x, [y.size, x.size - y.size])
+            left.insert(0, rest)
+        elif y.size > x.size:
+            y, rest = split(y, [x.size, y.size - x.size])
+            right.insert(0, rest)
+        unify(x, y)
+
+
+def _refined(axis: Axis, sizes: Sequence[int], sign: str) -> list[Dim]:
+    return [Axis(size, f"{axis.name}{sign}{place}" if axis.name else "") for place, size in enumerate(sizes)]
+
+
+def split(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """Cut `dim` into consecutive pieces of the given sizes (which sum to its size; zero gives an empty piece)."""
+    dim = find(dim)
+    assert sum(sizes) == dim.size, (dim, sizes)
+    solid = [size for size in sizes if size]
+    if len(solid) == 1:
+        pieces: list[Dim] = [dim]
+    elif isinstance(dim, Axis):
+        pieces = _refined(dim, solid, "+")
+        bind(dim, concat(*pieces))
+    elif isinstance(dim, Concat):
+        pieces = _split_concat(dim, solid)
+    else:
+        inner = prod(factor.size for factor in dim.factors[1:])
+        if any(size % inner for size in solid):
+            raise Unalignable(f"pieces of {solid} in blocks of {inner}")
+        outers = split(dim.factors[0], [size // inner for size in solid])
+        pieces = [product(outer, *dim.factors[1:]) for outer in outers]
+    queue = iter(pieces)
+    return [next(queue) if size else Axis(0) for size in sizes]
+
+
+def _split_concat(dim: Concat, sizes: Sequence[int]) -> list[Dim]:
+    queue = list(dim.parts)
+    pieces: list[Dim] = []
+    for size in sizes:
+        taken: list[Dim] = []
+        missing = size
+        while missing:
+            part = find(queue.pop(0))
+            if part.size > missing:
+                part, rest = split(part, [missing, part.size - missing])
+                queue.insert(0, rest)
+            taken.append(part)
+            missing -= part.size
+        pieces.append(concat(*taken))
+    return pieces
+
+
+def factor(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """Read `dim` as a row-major product of the given sizes, outermost first; a size of one gives a unit axis."""
+    dim = find(dim)
+    assert prod(sizes) == dim.size, (dim, sizes)
+    solid = [size for size in sizes if size != 1]
+    if len(solid) <= 1:
+        factors: list[Dim] = [dim] if solid else []
+    elif isinstance(dim, Axis):
+        factors = _refined(dim, solid, "*")
+        bind(dim, product(*factors))
+    elif isinstance(dim, Product):
+        factors = _factor_product(dim, solid)
+    else:
+        factors = _factor_concat(dim, solid)
+    queue = iter(factors)
+    return [next(queue) if size != 1 else Axis(1) for size in sizes]
+
+
+def _factor_product(dim: Product, sizes: Sequence[int]) -> list[Dim]:
+    queue = list(dim.factors)
+    result: list[Dim] = []
+    for size in sizes:
+        taken: list[Dim] = []
+        missing = size
+        while missing > 1:
+            part = find(queue.pop(0))
+            if part.size > missing:
+                if part.size % missing:
+                    raise Unalignable(f"a factor of {part.size} read in blocks of {missing}")
+                part, rest = factor(part, [missing, part.size // missing])
+                queue.insert(0, rest)
+            elif missing % part.size:
+                raise Unalignable(f"a factor of {part.size} inside one of {missing}")
+            taken.append(part)
+            missing //= part.size
+        result.append(product(*taken))
+    return result
+
+
+def _factor_concat(dim: Concat, sizes: Sequence[int]) -> list[Dim]:
+    outer, *rest = sizes
+    block = prod(rest)
+    if all(part.size % block == 0 for part in dim.parts):
+        rows = [factor(part, [part.size // block, *rest]) for part in dim.parts]
+        for row in rows[1:]:
+            for first, other in zip(rows[0][1:], row[1:], strict=True):
+                unify(first, other)
+        return [concat(*(row[0] for row in rows)), *(find(inner) for inner in rows[0][1:])]
+    # The parts straddle the blocks (channel shuffle): every block must keep the same positions.
+    blocks = split(dim, [block] * outer)
+    for other in blocks[1:]:
+        unify(blocks[0], other)
+    steps = Axis(outer, reasons=[Reason("blocks that straddle a concatenation")])
+    return [steps, *factor(blocks[0], rest)]

@@ -1,0 +1,90 @@
+"""What an operator costs: multiply-accumulates as sums of products of dimension expressions.
+
+Because the terms are expressions, a pruning plan is priced exactly without touching the graph. Only contractions are
+counted, as is usual (a ResNet-50 at 224x224 has 4.09 GMACs): element-wise work, normalisation and pooling are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from fxcompress.axes.expression import Dim
+from fxcompress.ops.arguments import arguments
+from fxcompress.ops.dimensions.space import Dims, Space
+
+Term: TypeAlias = tuple[Dim, ...]
+"""A product of dimension sizes."""
+
+aten = torch.ops.aten
+
+
+def _matmul(space: Space, node: Node) -> list[Term]:
+    a = node.args[0]
+    assert isinstance(a, Node)
+    return [(*space.of(node), space.of(a)[-1])]
+
+
+def _addmm(space: Space, node: Node) -> list[Term]:
+    a = node.args[1]
+    assert isinstance(a, Node)
+    return [(*space.of(node), space.of(a)[-1])]
+
+
+def _linear(space: Space, node: Node) -> list[Term]:
+    return [(*space.of(node), space.of(arguments(node)["weight"])[-1])]
+
+
+def _convolution(space: Space, node: Node) -> list[Term]:
+    """Forward: every output element meets I inputs per kernel position; transposed: every input element, O outputs."""
+    bound = arguments(node)
+    weight: Dims = space.of(bound["weight"])
+    if bound.get("transposed") or "transpose" in str(node.target):
+        return [(*space.of(bound["input"]), *weight[1:])]
+    return [(*space.of(node), *weight[1:])]
+
+
+def _attention(space: Space, node: Node) -> list[Term]:
+    """q @ k and probabilities @ v."""
+    bound = arguments(node)
+    q, k, v = (space.of(bound[name]) for name in ("query", "key", "value"))
+    return [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]
+
+
+def _einsum(space: Space, node: Node) -> list[Term]:
+    """Every distinct letter once (the cost of the unfactored contraction)."""
+    bound = arguments(node)
+    left = bound["equation"].replace(" ", "").partition("->")[0]
+    if "." in left:
+        return [space.of(node)]
+    letters: dict[str, Dim] = {}
+    for term, operand in zip(left.split(","), bound["tensors"], strict=True):
+        letters.update(zip(term, space.of(operand), strict=True))
+    return [tuple(letters.values())]
+
+
+MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.mv.default: _matmul,
+    aten.dot.default: _matmul,
+    aten.addmm.default: _addmm,
+    aten.baddbmm.default: _addmm,
+    aten.einsum.default: _einsum,
+    aten.conv1d.default: _convolution,
+    aten.conv1d.padding: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv2d.padding: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.conv3d.padding: _convolution,
+    aten.convolution.default: _convolution,
+    aten.conv_transpose1d.default: _convolution,
+    aten.conv_transpose2d.input: _convolution,
+    aten.conv_transpose3d.input: _convolution,
+    aten.scaled_dot_product_attention.default: _attention,
+}

@@ -1,0 +1,96 @@
+"""Operators that multiply and sum: linear, matrix products, einsum, convolutions.
+
+The contracted dimension disappears from the result; it is where a removed channel is consumed.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from fxcompress.axes.expression import Dim, product
+from fxcompress.graph.walk import hint
+from fxcompress.ops.arguments import arguments
+from fxcompress.ops.dimensions.space import Dims, Space, Value
+
+
+def linear(space: Space, node: Node) -> Value:
+    """x[.., I], w[O, I], b[O] => y[.., O]"""
+    bound = arguments(node)
+    x, weight = space.of(bound["input"]), space.of(bound["weight"])
+    space.unify(node, weight[-1], x[-1])
+    if bound["bias"] is not None:
+        space.unify(node, weight[0], space.of(bound["bias"])[0])
+    return (*x[:-1], *weight[:-1])
+
+
+def product_of(space: Space, node: Node, a: Dims, b: Dims) -> Dims:
+    """a[.., M, K] @ b[.., K, N] => y[.., M, N], vectors allowed on either side, leading dimensions broadcast."""
+    space.unify(node, a[-1], b[-2] if len(b) > 1 else b[-1])
+    lead = space.broadcast(node, [a[:-2], b[:-2]])
+    return (*lead, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+
+
+def matmul(space: Space, node: Node) -> Value:
+    """`matmul`, `mm`, `bmm`, `mv`, `dot`."""
+    a, b = (space.of(source) for source in node.args[:2] if isinstance(source, Node))
+    return product_of(space, node, a, b)
+
+
+def addmm(space: Space, node: Node) -> Value:
+    """b + x @ w, as in `addmm` and `baddbmm`."""
+    bias, a, b = (space.of(source) for source in node.args[:3] if isinstance(source, Node))
+    return space.broadcast(node, [product_of(space, node, a, b), bias])
+
+
+def einsum(space: Space, node: Node) -> Value:
+    """Equal letters are equal dimensions. An ellipsis is not read: its operands are frozen."""
+    bound = arguments(node)
+    operands = [space.of(source) for source in bound["tensors"]]
+    left, arrow, right = bound["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or not arrow or any(len(set(term)) != len(term) for term in terms):
+        for dims in operands:
+            space.freeze(node, dims, "an einsum with an ellipsis, a diagonal or an implicit result")
+        return space.fixed(node, [hint(size) for size in node.meta["val"].shape], "an einsum that is not analysed")
+    letters: dict[str, Dim] = {}
+    for term, dims in zip(terms, operands, strict=True):
+        for letter, dim in zip(term, dims, strict=True):
+            space.unify(node, letters.setdefault(letter, dim), dim)
+    return tuple(letters[letter] for letter in right)
+
+
+def convolution(space: Space, node: Node) -> Value:
+    """x[N, G*I, ..], w[G*O, I, ..], b[G*O] => y[N, G*O, ..]; depthwise is the case I = 1."""
+    bound = arguments(node)
+    if bound.get("transposed"):
+        return transposed_convolution(space, node)
+    x, weight, groups = space.of(bound["input"]), space.of(bound["weight"]), bound["groups"]
+    channel = len(x) - len(weight) + 1
+    inputs = space.factor(node, x[channel], [groups, x[channel].size // groups])
+    space.unify(node, weight[1], inputs[1])
+    outputs = space.factor(node, weight[0], [groups, weight[0].size // groups])
+    space.unify(node, outputs[0], inputs[0])
+    return _convolved(space, node, weight[0])
+
+
+def transposed_convolution(space: Space, node: Node) -> Value:
+    """x[N, G*I, ..], w[G*I, O, ..], b[G*O] => y[N, G*O, ..]"""
+    bound = arguments(node)
+    x, weight, groups = space.of(bound["input"]), space.of(bound["weight"]), bound["groups"]
+    channel = len(x) - len(weight) + 1
+    space.unify(node, weight[0], x[channel])
+    steps = space.factor(node, weight[0], [groups, weight[0].size // groups])
+    return _convolved(space, node, product(steps[0], weight[1]))
+
+
+def _convolved(space: Space, node: Node, output: Dim) -> Dims:
+    """The result of a convolution: new channels, frozen kernel and spatial dimensions."""
+    bound = arguments(node)
+    x, weight = space.of(bound["input"]), space.of(bound["weight"])
+    channel = len(x) - len(weight) + 1
+    if bound["bias"] is not None:
+        space.unify(node, output, space.of(bound["bias"])[0])
+    space.freeze(node, weight[2:], "a kernel")
+    space.freeze(node, x[channel + 1 :], "convolved over")
+    sizes = [hint(size) for size in node.meta["val"].shape[channel + 1 :]]
+    return (*x[:channel], output, *space.fixed(node, sizes, "spatial positions"))

@@ -1,0 +1,247 @@
+"""What to remove: options, the plan, and how a plan is made."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from fxcompress.analysis.cost import Cost
+from fxcompress.analysis.groups import Analysis, Group, rivals
+from fxcompress.analysis.saliency import l2
+from fxcompress.axes.expression import Axis
+from fxcompress.axes.positions import Indices, kept
+from fxcompress.errors import InputError, NotSupported
+from fxcompress.numerics.saliency import Scores
+from fxcompress.plan.budget import Candidate, allocate
+
+
+@dataclass(frozen=True)
+class Prune:
+    """How much to remove, and by which rules.
+
+    Args:
+        ratio: the share of MACs to remove, between 0 and 1 (exclusive).
+        saliency: how indices are ranked; `"l2"`.
+        scope: `"global"`, one ranking for all groups.
+        block: widths become multiples of this; None takes the target's channel block.
+        max_ratio: the largest share of one group that may go.
+        protect: patterns (`fnmatch`) of parameter names whose groups stay whole.
+        protect_embeddings: keep the widths of indexed tables and all that is tied to them.
+    """
+
+    ratio: float = 0.5
+    saliency: str = "l2"
+    scope: str = "global"
+    block: int | None = None
+    max_ratio: float = 0.9
+    protect: tuple[str, ...] = ()
+    protect_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.ratio, int | float) and 0 < self.ratio < 1):
+            raise InputError(
+                f"prune={self.ratio!r} is not a share of the MACs between 0 and 1",
+                hint="prune=0.5 removes half of the multiply-accumulates; leave it out to remove none",
+            )
+        if not 0 < self.max_ratio < 1:
+            raise InputError(f"max_ratio={self.max_ratio!r} is not between 0 and 1", hint="0.9 keeps a tenth of each group")
+        if self.block is not None and self.block < 1:
+            raise InputError(f"block={self.block!r} is not a positive width", hint="16 suits AVX-512, 8 AVX2, 1 any width")
+        if self.saliency != "l2":
+            raise NotSupported(f"saliency {self.saliency!r} is not built", hint="built: 'l2'")
+        if self.scope != "global":
+            raise NotSupported(f"scope {self.scope!r} is not built", hint="built: 'global'")
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which indices of which group stay, and what that means for every stored tensor.
+
+    Args:
+        channels: by group name, the indices that stay, ascending; groups that stay whole are not listed.
+        sizes: the original size of each listed group.
+        kept: by parameter name and dimension, the positions that stay, in the user's coordinates.
+        protected: by group name, why a prunable group was left whole.
+        relaxed: by group name, the width granularity where it is finer than the target's.
+        before, after: exact costs.
+    """
+
+    channels: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    protected: Mapping[str, str]
+    relaxed: Mapping[str, int]
+    before: Cost
+    after: Cost
+
+    def indices(self, analysis: Analysis) -> dict[Axis, Indices]:
+        """The plan as kept indices by leaf axis of an analysis of the same program."""
+        by_name = {group.name: group for group in analysis.groups}
+        found: dict[Axis, Indices] = {}
+        for name, stay in self.channels.items():
+            group = by_name.get(name)
+            if group is None or group.size != self.sizes[name]:
+                raise InputError(
+                    f"the plan prunes group {name!r} of size {self.sizes[name]}, which this program does not have",
+                    hint="apply a plan to the program that it was made for",
+                )
+            found[group.axis] = np.asarray(stay, dtype=np.int64)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        return {
+            "channels": {name: list(stay) for name, stay in self.channels.items()},
+            "sizes": dict(self.sizes),
+            "kept": {name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in self.kept.items()},
+            "protected": dict(self.protected),
+            "relaxed": dict(self.relaxed),
+            "before": vars(self.before),
+            "after": vars(self.after),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            channels={name: tuple(stay) for name, stay in data["channels"].items()},
+            sizes=dict(data["sizes"]),
+            kept={name: {int(dim): tuple(stay) for dim, stay in dims.items()} for name, dims in data["kept"].items()},
+            protected=dict(data["protected"]),
+            relaxed=dict(data["relaxed"]),
+            before=Cost(**data["before"]),
+            after=Cost(**data["after"]),
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.before.macs / 1e6:.1f} -> {self.after.macs / 1e6:.1f} MMACs, {self.before.params} -> {self.after.params} parameters"]
+        for name, stay in self.channels.items():
+            note = f"  (multiple of {self.relaxed[name]})" if name in self.relaxed else ""
+            lines.append(f"  {name}: {self.sizes[name]} -> {len(stay)}{note}")
+        lines.extend(f"  {name}: whole, {reason}" for name, reason in self.protected.items())
+        return "\n".join(lines)
+
+
+def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
+    """Choose what to remove so that at most `1 - options.ratio` of the MACs remain.
+
+    Args:
+        analysis: groups and prices of the program.
+        options: how much, and by which rules.
+        block: the target's channel block, used unless the options name one.
+
+    Raises:
+        InputError: the program has no prunable group.
+        BudgetError: the budget is below the reachable minimum.
+    """
+    protected = protection(analysis, options)
+    free = [group for group in analysis.groups if group.name not in protected]
+    scores = l2(analysis)
+    step = options.block or block
+    candidates = [_candidate(group, scores[group.name], step, options.max_ratio) for group in free]
+    if not candidates:
+        raise InputError(
+            "the model has no prunable group", hint="`fxcompress inspect` lists what is frozen or protected, and why"
+        )
+    axes = {group.name: group.axis for group in free}
+
+    def macs(widths: Mapping[str, int]) -> float:
+        return analysis.price.macs.at({axes[name]: width for name, width in widths.items()})
+
+    full = macs({})
+    state = allocate(candidates, macs, full * (1 - options.ratio))
+    channels = {
+        item.name: _best(item.scores, state.widths[item.name])
+        for item in candidates
+        if state.widths[item.name] < item.size
+    }
+    relaxed = {name: granted for name, granted in state.relaxed.items() if name in channels}
+    return make_plan(analysis, channels, protected, relaxed)
+
+
+def _candidate(group: Group, scores: Scores, block: int, max_ratio: float) -> Candidate:
+    """Alignment is wanted of the tensors: an index that stands for many positions may step more finely."""
+    step = block // math.gcd(block, group.positions)
+    return Candidate(group.name, scores, step, max(1, math.ceil(group.size * (1 - max_ratio))))
+
+
+def _best(scores: Scores, count: int) -> tuple[int, ...]:
+    """The `count` most salient indices, ascending; ties go to the lower index."""
+    order = np.argsort(-scores, kind="stable")[:count]
+    return tuple(int(place) for place in np.sort(order))
+
+
+def make_plan(
+    analysis: Analysis,
+    channels: Mapping[str, tuple[int, ...]],
+    protected: Mapping[str, str] | None = None,
+    relaxed: Mapping[str, int] | None = None,
+) -> PruningPlan:
+    """A plan from explicit choices: by group name, the indices that stay."""
+    groups = {name: analysis.group(name) for name in channels}
+    indices = {groups[name].axis: np.asarray(stay, dtype=np.int64) for name, stay in channels.items()}
+    for name, stay in channels.items():
+        if not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < groups[name].size:
+            raise InputError(
+                f"group {name!r} has {groups[name].size} indices; {list(stay)[:8]} is not an ascending choice of them",
+                hint="list at least one index, each once, in ascending order",
+            )
+    return PruningPlan(
+        channels={groups[name].name: tuple(stay) for name, stay in channels.items()},
+        sizes={group.name: group.size for group in groups.values()},
+        kept=_kept(analysis, indices),
+        protected=dict(protected or {}),
+        relaxed=dict(relaxed or {}),
+        before=analysis.price.at({}),
+        after=analysis.price.at({axis: len(stay) for axis, stay in indices.items()}),
+    )
+
+
+def _kept(analysis: Analysis, indices: Mapping[Axis, Indices]) -> dict[str, dict[int, tuple[int, ...]]]:
+    result: dict[str, dict[int, tuple[int, ...]]] = {}
+    for group in analysis.groups:
+        for member in group.members if group.axis in indices else ():
+            stay = kept(member.expression, indices)
+            result.setdefault(member.tensor, {})[member.dim] = tuple(int(place) for place in stay)
+    return {name: dict(sorted(dims.items())) for name, dims in sorted(result.items())}
+
+
+def protection(analysis: Analysis, options: Prune) -> dict[str, str]:
+    """By group name, why a prunable group stays whole."""
+    reasons: dict[str, str] = {}
+    tables = _tables(analysis) if options.protect_embeddings else frozenset()
+    for group in analysis.groups:
+        names = {member.tensor for member in group.members}
+        pattern = next((p for p in options.protect if any(fnmatch.fnmatch(name, p) for name in names)), None)
+        if pattern is not None:
+            reasons[group.name] = f"protected by pattern {pattern!r}"
+        elif names & tables:
+            reasons[group.name] = "the width of an embedding is protected"
+    for name, reason in _chosen_factors(analysis, reasons):
+        reasons.setdefault(name, reason)
+    return reasons
+
+
+def _tables(analysis: Analysis) -> frozenset[str]:
+    """Names of the tensors that embedding operators index."""
+    lookups = (torch.ops.aten.embedding.default,)
+    nodes = [node for node in analysis.program.graph.nodes if node.target in lookups]
+    return frozenset(str(node.args[0].target) for node in nodes if node.args[0].op == "get_attr")
+
+
+def _chosen_factors(analysis: Analysis, reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Of the prunable factors of one product only the largest is pruned, so that nothing is removed twice."""
+    for factors in rivals(analysis):
+        open_factors = [factor for factor in factors if all(group.name not in reasons for group in factor)]
+        if len(open_factors) < 2:
+            continue
+        chosen = max(open_factors, key=lambda factor: sum(group.size for group in factor))
+        for factor in open_factors:
+            if factor is not chosen:
+                for group in factor:
+                    yield group.name, f"the other factor of its product, {chosen[0].name}, is pruned instead"
