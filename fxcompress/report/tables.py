@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -33,9 +34,24 @@ def overview(report: Report) -> RenderableType:
     return Group(*parts)
 
 
+class Plain(Table):
+    """A table whose strings are shown as they are: `f32[batch, 3]` is no markup."""
+
+    def add_row(self, *cells: RenderableType | None, **style: Any) -> None:
+        """Add a row; strings become literal text."""
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **style)
+
+
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table in the house style; the columns named in `right` are aligned right and never wrap."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    made = Plain(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        min_width=len(title),  # a narrow table would wrap its title
+    )
     for column in columns:
         if column in right:
             made.add_column(column, justify="right", no_wrap=True)

@@ -1,0 +1,1 @@
+"""Programs that show what fxcompress does to a model one knows."""

@@ -1,0 +1,131 @@
+"""`fxcompress optimize`: the whole path from a model to ONNX, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from fxcompress.api import optimize as run_optimize
+from fxcompress.cli import specs
+from fxcompress.cli.console import Steps, emit, show
+from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
+from fxcompress.errors import InputError
+from fxcompress.report import tables
+
+
+@click.command(no_args_is_help=True)
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for model.onnx, program.fxc, plan.json and report.json.",
+)
+@click.option("--prune", type=float, metavar="SHARE", help="Share of the MACs to remove, such as 0.5.")
+@click.option("--quantize", metavar="MODE", help='"int8"; needs --calibration.')
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="A .npz whose keys are input names and whose first dimension counts samples, "
+    "or module:callable returning an iterable of batches.",
+)
+@click.option(
+    "--calibration-batch",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Samples per batch of a .npz.",
+)
+@click.option(
+    "--evaluate",
+    metavar="FUNCTION",
+    help="module:callable taking the model as a function, returning a score.",
+)
+@click.option("--max-drop", type=float, help="Refuse to lose more of the score than this.")
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "size"]),
+    default="latency",
+    show_default=True,
+    help="What to favour.",
+)
+@click.option(
+    "--target", default="onnxruntime", show_default=True, help="The runtime the model will live in."
+)
+@click.option("--opset", type=click.IntRange(min=1), help="ONNX opset; the newest that the runtime accepts.")
+@click.option("--input-name", "input_names", multiple=True, help="Name of an ONNX input; repeat in order.")
+@click.option("--output-name", "output_names", multiple=True, help="Name of an ONNX output; repeat in order.")
+@batch_option
+@threads_option
+@trust_option
+@json_option
+def optimize(
+    model: str,
+    output: Path,
+    prune: float | None,
+    quantize: str | None,
+    calibration: str | None,
+    calibration_batch: int,
+    evaluate: str | None,
+    max_drop: float | None,
+    objective: str,
+    target: str,
+    opset: int | None,
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...],
+    batch: int,
+    threads: int,
+    trust: bool,
+    as_json: bool,
+) -> None:
+    """Prune, quantize and lower MODEL to ONNX, prove each step, measure the result.
+
+    MODEL is a .pt2 or .fxc file, or package.module:callable, called without arguments, which returns the
+    model or (model, example_inputs). The current folder is importable. Without --prune and --quantize the
+    result computes exactly what the model does.
+
+    \b
+    Examples:
+      fxcompress optimize net.pt2 -o out
+      fxcompress optimize mymodels.net:build -o out --prune 0.5
+      fxcompress optimize mymodels.net:build -o out --prune 0.5 --quantize int8 \\
+          --calibration images.npz --evaluate mymodels.score:accuracy
+    """
+    _check_folder(output)
+    with Steps() as step:
+        step("load")
+        given = specs.given_model(model, trust=trust)
+        data = specs.calibration(calibration, calibration_batch) if calibration else None
+        result = run_optimize(
+            given.model,
+            given.example_inputs,
+            prune=prune,
+            quantize=quantize,
+            calibration=data,
+            evaluate=specs.function(evaluate, "--evaluate") if evaluate else None,
+            max_drop=max_drop,
+            objective=objective,
+            target=target,
+            opset=opset,
+            input_names=list(input_names) or None,
+            output_names=list(output_names) or None,
+            threads=threads,
+            batch=batch,
+            progress=step,
+        )
+        step("save")
+        result.save(output)
+    if as_json:
+        emit(result.report.to_dict())
+    else:
+        show(Group(tables.overview(result.report), Text(f"wrote {output}")))
+
+
+def _check_folder(output: Path) -> None:
+    """Refuse at once what would fail after minutes of work."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file, not a folder", hint="pass -o a folder to create or to fill")
