@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from fxcompress.cli.diff import diff
 from fxcompress.cli.inspect import inspect
 from fxcompress.cli.optimize import optimize
 from fxcompress.errors import CompressError
+from fxcompress.version import VERSION
 
 
 class Commands(click.Group):
@@ -35,7 +35,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit code: 0 success, 1 an error that says what to do, 2 wrong usage.",
 )
-@click.version_option(version("fxcompress"), prog_name="fxcompress")
+@click.version_option(VERSION, prog_name="fxcompress")
 def main() -> None:
     """Make a trained PyTorch model smaller and faster, and prove it.
 

@@ -1,0 +1,215 @@
+"""The four commands as a person and a machine call them: output, exit codes, only JSON with --json."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from fxcompress.cli.main import main
+from fxcompress.graph.capture import capture
+from tests.report.test_contents import onnx_model
+
+ROOT = Path(__file__).resolve().parents[2]
+USER_CODE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval(), torch.randn(2, 3, 16, 16)
+
+def score(f):
+    return float(f(torch.ones(3, 3, 16, 16)).shape[0])
+"""
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A user's folder: a module, calibration data, a program and two ONNX files."""
+    made = tmp_path_factory.mktemp("user")
+    (made / "cli_net.py").write_text(USER_CODE)
+    np.savez(made / "images.npz", input=np.random.default_rng(0).standard_normal((8, 3, 16, 16), np.float32))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+    capture(model, torch.randn(2, 3, 8, 8)).save(made / "net.fxc")
+    (made / "a.onnx").write_bytes(onnx_model().SerializeToString())
+    (made / "b.onnx").write_bytes(onnx_model(6, extra=True).SerializeToString())
+    return made
+
+
+@pytest.mark.parametrize("command", ["", "optimize", "inspect", "diff", "bench"])
+def test_help_is_worth_reading(command: str) -> None:
+    result = invoke(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "fxcompress " in result.output
+    assert "xample" in result.output or "\n      fxcompress" in result.output or command == ""
+    assert max(len(line) for line in result.output.splitlines()) <= 100
+
+
+def test_inspect_program(folder: Path) -> None:
+    result = invoke("inspect", folder / "net.fxc")
+    assert result.exit_code == 0
+    for word in ("conv2d", "0.weight[0]", "MACs per sample", "a model output"):
+        assert word in result.stdout, word
+
+
+def test_inspect_program_as_json(folder: Path) -> None:
+    data = json.loads(invoke("inspect", folder / "net.fxc", "--json").stdout)
+    assert data["kind"] == "program"
+    assert [group["name"] for group in data["groups"]] == ["0.weight[0]"]
+
+
+def test_inspect_why(folder: Path) -> None:
+    result = invoke("inspect", folder / "net.fxc", "--why", "0.weight[0]", "2.weight[1]")
+    assert result.exit_code == 0
+    assert "relu" in result.stdout
+    unrelated = invoke("inspect", folder / "net.fxc", "--why", "0.weight[1]", "2.weight[0]")
+    assert "nothing couples" in unrelated.stdout
+    path = json.loads(
+        invoke("inspect", folder / "net.fxc", "--json", "--why", "0.weight[0]", "0.bias[0]").stdout
+    )
+    assert path["path"]
+
+
+def test_inspect_onnx(folder: Path) -> None:
+    result = invoke("inspect", folder / "b.onnx")
+    assert result.exit_code == 0
+    assert "MatMul" in result.stdout
+    assert json.loads(invoke("inspect", folder / "b.onnx", "--json").stdout)["operators"] == {
+        "MatMul": 1,
+        "Relu": 1,
+    }
+
+
+def test_diff(folder: Path) -> None:
+    result = invoke("diff", folder / "a.onnx", folder / "b.onnx")
+    assert result.exit_code == 0
+    assert "float32[3, 6]" in result.stdout
+    same = json.loads(invoke("diff", folder / "net.fxc", folder / "net.fxc", "--json").stdout)
+    assert same["equal"]
+    mixed = json.loads(invoke("diff", folder / "net.fxc", folder / "a.onnx", "--json").stdout)
+    assert mixed["tensors"]["added"].keys() == {"weight", "codes"}
+
+
+def test_bench(folder: Path) -> None:
+    result = invoke("bench", folder / "a.onnx", folder / "b.onnx", "--rounds", 2, "--batch", 4)
+    assert result.exit_code == 0
+    assert "baseline" in result.stdout
+    assert "timing 2 files" in result.stderr
+    data = json.loads(invoke("bench", folder / "a.onnx", folder / "a.onnx", "--rounds", 2, "--json").stdout)
+    assert len(data["models"]) == 2
+    assert data["models"][0]["verdict"] == "baseline"
+    assert data["models"][0]["ratio"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["optimize"],
+        ["optimize", "m:f"],
+        ["optimize", "nonsense", "-o", "out"],
+        ["optimize", "m:f", "-o", "out", "--prune", "half"],
+        ["optimize", "m:f", "-o", "out", "--threads", "0"],
+        ["bench"],
+        ["bench", "a.onnx", "--rounds", "0"],
+        ["diff", "a.onnx"],
+        ["inspect", "a.onnx", "--why", "x"],
+        ["wizard"],
+        ["inspect", "--wizard"],
+    ],
+)
+def test_wrong_usage_is_two(args: list[str]) -> None:
+    assert invoke(*args).exit_code == 2
+
+
+def test_typed_errors_are_one_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    truncated = tmp_path / "cut.onnx"
+    truncated.write_bytes((folder / "a.onnx").read_bytes()[:40])
+    (tmp_path / "text.pt2").write_text("not an archive")
+    (tmp_path / "text.fxc").write_text("not an archive")
+    (tmp_path / "file").write_text("")
+    for args in (
+        ["inspect", tmp_path / "absent.fxc"],
+        ["inspect", truncated],
+        ["inspect", tmp_path / "text.pt2"],
+        ["inspect", tmp_path / "text.fxc"],
+        ["inspect", tmp_path / "file"],
+        ["diff", truncated, folder / "a.onnx"],
+        ["bench", truncated, folder / "a.onnx"],
+        ["bench", folder / "a.onnx", "--size", "wizard=3"],
+        ["inspect", folder / "net.fxc", "--why", "nothing[0]", "0.weight[0]"],
+        ["optimize", "nowhere_at_all:f", "-o", tmp_path / "out"],
+        ["optimize", folder / "net.fxc", "-o", tmp_path / "file"],
+        ["optimize", folder / "net.fxc", "-o", tmp_path / "out", "--prune", "1.5"],
+        ["optimize", folder / "net.fxc", "-o", tmp_path / "out", "--quantize", "int8"],
+    ):
+        result = invoke(*args)
+        assert result.exit_code == 1, args
+        assert result.stderr.startswith("error: ") or "\nerror: " in result.stderr, args
+        assert "Traceback" not in result.output, args
+        assert result.stdout == "", args
+        assert not (tmp_path / "out").exists(), args
+        told = json.loads(invoke(*args, "--json").stdout)["error"]
+        assert told["message"], args
+        assert told["kind"].endswith(("Error", "File", "Supported")), args
+
+
+def test_optimize_in_a_real_process(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = [
+        "--prune",
+        "0.5",
+        "--quantize",
+        "int8",
+        "--calibration",
+        "images.npz",
+        "--evaluate",
+        "cli_net:score",
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fxcompress.cli",
+            "optimize",
+            "cli_net:build",
+            "-o",
+            str(out),
+            *options,
+            "--json",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["after"]["macs"] <= 0.5 * report["before"]["macs"]
+    assert report["before"]["metric"] == 3
+    assert {path.name for path in out.iterdir()} == {"model.onnx", "program.fxc", "plan.json", "report.json"}
+    assert " s\n" in done.stderr
+    shown = invoke("diff", folder / "net.fxc", out / "program.fxc")
+    assert shown.exit_code == 0
+    assert (
+        "INT8" in invoke("inspect", out / "model.onnx").stdout
+        or "8-bit" in invoke("inspect", out / "model.onnx").stdout
+    )
