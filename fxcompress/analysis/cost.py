@@ -38,7 +38,9 @@ class Sum:
     terms: tuple[tuple[float, Term], ...]
 
     def at(self, widths: Mapping[Axis, int]) -> float:
-        return self.constant + sum(weight * prod(width(dim, widths) for dim in term) for weight, term in self.terms)
+        return self.constant + sum(
+            weight * prod(width(dim, widths) for dim in term) for weight, term in self.terms
+        )
 
 
 @dataclass(frozen=True)

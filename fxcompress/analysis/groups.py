@@ -45,7 +45,7 @@ class Group:
             axis is numbered in order of position: `qkv.weight[0]:1`.
         axis: the leaf; its indices are the group's.
         members: every stored dimension in which the axis occurs.
-        positions: the smallest number of positions of a member that go with one index (64 for a head of width 64).
+        positions: the smallest number of positions of a parameter that go with one index (64 for a head of width 64).
     """
 
     name: str
@@ -138,7 +138,9 @@ class Analysis:
         for node, places in known.items():
             operands = [source for source in node.all_input_nodes if source in known]
             for index, source in enumerate(operands):
-                for other, others in [(node, places)] + [(late, known[late]) for late in operands[index + 1 :]]:
+                for other, others in [(node, places)] + [
+                    (late, known[late]) for late in operands[index + 1 :]
+                ]:
                     _link(graph, (source, known[source]), (other, others))
         return graph
 
@@ -181,12 +183,16 @@ def analyse(program: Program) -> Analysis:
                     members.setdefault(axis, []).append(member)
                 elif axis.size > 1 and isinstance(walk.tensor(program, node), torch.nn.Parameter):
                     obstacles.append(_obstacle(member, axis))
-    groups = tuple(_group(axis, tuple(found)) for axis, found in members.items())
+    trainable = frozenset(str(node.target) for node in walk.parameter_nodes(program))
+    groups = tuple(_group(axis, tuple(found), trainable) for axis, found in members.items())
     return Analysis(program, space, groups, tuple(_distinct(obstacles)), price(program, space))
 
 
-def _group(axis: Axis, members: tuple[Member, ...]) -> Group:
-    counts = [sum(int((labels == 0).sum()) for labels in occurrences(member.expression, axis)) for member in members]
+def _group(axis: Axis, members: tuple[Member, ...], trainable: frozenset[str]) -> Group:
+    weights = [member for member in members if member.tensor in trainable] or members
+    counts = [
+        sum(int((labels == 0).sum()) for labels in occurrences(member.expression, axis)) for member in weights
+    ]
     parts = list(dict.fromkeys(leaves(members[0].expression)))
     name = str(members[0]) if len(parts) == 1 else f"{members[0]}:{parts.index(axis)}"
     return Group(name, axis, members, min(counts))
@@ -217,7 +223,8 @@ def rivals(analysis: Analysis) -> list[tuple[tuple[Group, ...], ...]]:
         for member in group.members:
             for factors in _products(member.expression):
                 free = tuple(
-                    tuple(by_axis[axis] for axis in dict.fromkeys(factor) if axis in by_axis) for factor in factors
+                    tuple(by_axis[axis] for axis in dict.fromkeys(factor) if axis in by_axis)
+                    for factor in factors
                 )
                 free = tuple(factor for factor in free if factor)
                 if len(free) > 1:

@@ -82,6 +82,7 @@ def _freeze_all(space: Space, node: Node, text: str) -> Value:
     for source in tensor_arguments(node):
         space.freeze(node, space.of(source), text)
     results = [
-        space.fixed(node, hints(item), text) if isinstance(item, torch.Tensor) else () for item in _values(node)
+        space.fixed(node, hints(item), text) if isinstance(item, torch.Tensor) else ()
+        for item in _values(node)
     ]
     return results if isinstance(node.meta["val"], tuple | list) else results[0]

@@ -17,7 +17,10 @@ from fxcompress.numerics.saliency import Scores, pooled_l2, relative, squared_su
 def l2(analysis: Analysis) -> dict[str, Scores]:
     """By group name, the L2 saliency of every index relative to the group's mean; shape `[group.size]`."""
     squares: dict[tuple[str, int], Scores] = {}
-    return {group.name: relative(pooled_l2(group.size, _slices(analysis, group, squares))) for group in analysis.groups}
+    return {
+        group.name: relative(pooled_l2(group.size, _slices(analysis, group, squares)))
+        for group in analysis.groups
+    }
 
 
 def _slices(

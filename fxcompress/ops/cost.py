@@ -48,7 +48,7 @@ def _convolution(space: Space, node: Node) -> list[Term]:
 
 
 def _attention(space: Space, node: Node) -> list[Term]:
-    """q @ k and probabilities @ v."""
+    """Q @ k and probabilities @ v."""
     bound = arguments(node)
     q, k, v = (space.of(bound[name]) for name in ("query", "key", "value"))
     return [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]

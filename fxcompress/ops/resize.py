@@ -171,7 +171,9 @@ def _split(resizing: Resizing, node: Node) -> Change | None:
     sizes = [resizing.after(dims[place]) for dims in several]
     if sizes == [dims[place].size for dims in several]:
         return None
-    return Change({"self": bound["self"], "split_sizes": sizes, "dim": bound["dim"]}, aten.split_with_sizes.default)
+    return Change(
+        {"self": bound["self"], "split_sizes": sizes, "dim": bound["dim"]}, aten.split_with_sizes.default
+    )
 
 
 def _pieces(dim: Dim, start: int, length: int) -> list[Dim]:

@@ -68,8 +68,8 @@ class Allocation:
     widths: dict[str, int] = field(default_factory=dict)
     relaxed: dict[str, int] = field(default_factory=dict)
 
-    def spent(self, **changed: int) -> float:
-        return self.cost_of({**self.widths, **changed})
+    def spent(self) -> float:
+        return self.cost_of(self.widths)
 
     def cost_with(self, name: str, width: int) -> float:
         return self.cost_of({**self.widths, name: width})
@@ -164,7 +164,11 @@ def _fill(state: Allocation) -> None:
     """Close what is left by relaxing single groups, the coarsest alignment that suffices first."""
     while (gap := state.budget - state.spent()) > CLOSE * state.budget:
         for step in (8, 4, 1):
-            fills = {item.name: _widest(state, item, step) for item in state.candidates if step < state.steps[item.name]}
+            fills = {
+                item.name: _widest(state, item, step)
+                for item in state.candidates
+                if step < state.steps[item.name]
+            }
             costs = {name: state.cost_with(name, width) for name, width in fills.items()}
             name = max(costs, key=lambda key: costs[key], default=None)
             if name is None or costs[name] <= state.spent():

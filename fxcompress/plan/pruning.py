@@ -50,9 +50,13 @@ class Prune:
                 hint="prune=0.5 removes half of the multiply-accumulates; leave it out to remove none",
             )
         if not 0 < self.max_ratio < 1:
-            raise InputError(f"max_ratio={self.max_ratio!r} is not between 0 and 1", hint="0.9 keeps a tenth of each group")
+            raise InputError(
+                f"max_ratio={self.max_ratio!r} is not between 0 and 1", hint="0.9 keeps a tenth of each group"
+            )
         if self.block is not None and self.block < 1:
-            raise InputError(f"block={self.block!r} is not a positive width", hint="16 suits AVX-512, 8 AVX2, 1 any width")
+            raise InputError(
+                f"block={self.block!r} is not a positive width", hint="16 suits AVX-512, 8 AVX2, 1 any width"
+            )
         if self.saliency != "l2":
             raise NotSupported(f"saliency {self.saliency!r} is not built", hint="built: 'l2'")
         if self.scope != "global":
@@ -99,7 +103,9 @@ class PruningPlan:
         return {
             "channels": {name: list(stay) for name, stay in self.channels.items()},
             "sizes": dict(self.sizes),
-            "kept": {name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in self.kept.items()},
+            "kept": {
+                name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in self.kept.items()
+            },
             "protected": dict(self.protected),
             "relaxed": dict(self.relaxed),
             "before": vars(self.before),
@@ -111,7 +117,10 @@ class PruningPlan:
         return cls(
             channels={name: tuple(stay) for name, stay in data["channels"].items()},
             sizes=dict(data["sizes"]),
-            kept={name: {int(dim): tuple(stay) for dim, stay in dims.items()} for name, dims in data["kept"].items()},
+            kept={
+                name: {int(dim): tuple(stay) for dim, stay in dims.items()}
+                for name, dims in data["kept"].items()
+            },
             protected=dict(data["protected"]),
             relaxed=dict(data["relaxed"]),
             before=Cost(**data["before"]),
@@ -119,7 +128,9 @@ class PruningPlan:
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.before.macs / 1e6:.1f} -> {self.after.macs / 1e6:.1f} MMACs, {self.before.params} -> {self.after.params} parameters"]
+        lines = [
+            f"{self.before.macs / 1e6:.1f} -> {self.after.macs / 1e6:.1f} MMACs, {self.before.params} -> {self.after.params} parameters"
+        ]
         for name, stay in self.channels.items():
             note = f"  (multiple of {self.relaxed[name]})" if name in self.relaxed else ""
             lines.append(f"  {name}: {self.sizes[name]} -> {len(stay)}{note}")
@@ -146,7 +157,8 @@ def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
     candidates = [_candidate(group, scores[group.name], step, options.max_ratio) for group in free]
     if not candidates:
         raise InputError(
-            "the model has no prunable group", hint="`fxcompress inspect` lists what is frozen or protected, and why"
+            "the model has no prunable group",
+            hint="`fxcompress inspect` lists what is frozen or protected, and why",
         )
     axes = {group.name: group.axis for group in free}
 

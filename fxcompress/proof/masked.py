@@ -49,7 +49,9 @@ class MaskedEquivalence:
     response: float
 
 
-def masked_equivalence(before: Program, after: Program, plan: PruningPlan, *, seed: int = 0) -> MaskedEquivalence:
+def masked_equivalence(
+    before: Program, after: Program, plan: PruningPlan, *, seed: int = 0
+) -> MaskedEquivalence:
     """Prove that `after` is `before` without the channels that `plan` removes.
 
     Args:
@@ -92,12 +94,16 @@ def _floating(values: Sequence[Any]) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
-def _compare(answers: list[tuple[list[torch.Tensor], list[torch.Tensor]]], names: Sequence[str]) -> MaskedEquivalence:
+def _compare(
+    answers: list[tuple[list[torch.Tensor], list[torch.Tensor]]], names: Sequence[str]
+) -> MaskedEquivalence:
     output_error = difference_error = response = 0.0
     for place, (wanted, found) in enumerate(zip(*answers[0], strict=True)):
         name = names[place] if place < len(names) else f"output {place}"
         if wanted.shape != found.shape:
-            raise ProofError(f"{name} has shape {tuple(found.shape)} after pruning, and had {tuple(wanted.shape)}")
+            raise ProofError(
+                f"{name} has shape {tuple(found.shape)} after pruning, and had {tuple(wanted.shape)}"
+            )
         other_wanted, other_found = answers[1][0][place], answers[1][1][place]
         size = _peak(wanted)
         moved = _peak(other_wanted - wanted)

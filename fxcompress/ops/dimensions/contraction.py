@@ -37,7 +37,7 @@ def matmul(space: Space, node: Node) -> Value:
 
 
 def addmm(space: Space, node: Node) -> Value:
-    """b + x @ w, as in `addmm` and `baddbmm`."""
+    """B + x @ w, as in `addmm` and `baddbmm`."""
     bias, a, b = (space.of(source) for source in node.args[:3] if isinstance(source, Node))
     return space.broadcast(node, [product_of(space, node, a, b), bias])
 
@@ -51,7 +51,9 @@ def einsum(space: Space, node: Node) -> Value:
     if "." in left or not arrow or any(len(set(term)) != len(term) for term in terms):
         for dims in operands:
             space.freeze(node, dims, "an einsum with an ellipsis, a diagonal or an implicit result")
-        return space.fixed(node, [hint(size) for size in node.meta["val"].shape], "an einsum that is not analysed")
+        return space.fixed(
+            node, [hint(size) for size in node.meta["val"].shape], "an einsum that is not analysed"
+        )
     letters: dict[str, Dim] = {}
     for term, dims in zip(terms, operands, strict=True):
         for letter, dim in zip(term, dims, strict=True):

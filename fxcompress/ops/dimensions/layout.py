@@ -187,7 +187,8 @@ def repeat(space: Space, node: Node) -> Value:
     padded = (*(space.unit(node) for _ in range(len(sizes) - len(x))), *x)
     counts = [size // dim.size for size, dim in zip(sizes, padded, strict=True)]
     return tuple(
-        product(*space.fixed(node, [count], "a tiling"), dim) for count, dim in zip(counts, padded, strict=True)
+        product(*space.fixed(node, [count], "a tiling"), dim)
+        for count, dim in zip(counts, padded, strict=True)
     )
 
 
@@ -245,12 +246,16 @@ def filled(space: Space, node: Node) -> Value:
     """`zeros`, `full`, ..: every static dimension is free, since a constant can be made in any size."""
     shape = node.meta["val"].shape
     return tuple(
-        space.free(node, size) if isinstance(size, int) else space.fixed(node, [hint(size)], "varies at run time")[0]
+        space.free(node, size)
+        if isinstance(size, int)
+        else space.fixed(node, [hint(size)], "varies at run time")[0]
         for size in shape
     )
 
 
 def generated(space: Space, node: Node) -> Value:
     """`arange`, `eye`, random tensors: positions are counted, and stay."""
-    space.freeze(node, [dim for source in tensor_arguments(node) for dim in space.of(source)], "counted positions")
+    space.freeze(
+        node, [dim for source in tensor_arguments(node) for dim in space.of(source)], "counted positions"
+    )
     return space.fixed(node, hints(node.meta["val"]), "counted positions")

@@ -48,7 +48,10 @@ class Space:
 
     def fixed(self, node: Node, sizes: Sequence[int], text: str) -> Dims:
         """New dimensions that may not shrink."""
-        return tuple(Axis(size, f"{node.name}[{place}]", reasons=[self.reason(node, text)]) for place, size in enumerate(sizes))
+        return tuple(
+            Axis(size, f"{node.name}[{place}]", reasons=[self.reason(node, text)])
+            for place, size in enumerate(sizes)
+        )
 
     def free(self, node: Node, size: int) -> Axis:
         """A new dimension of `node` that nothing restricts yet."""

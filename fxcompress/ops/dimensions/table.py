@@ -17,7 +17,10 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (contraction.matmul, "matmul mm bmm mv dot"),
     (contraction.addmm, "addmm baddbmm"),
     (contraction.einsum, "einsum"),
-    (contraction.convolution, "conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding convolution"),
+    (
+        contraction.convolution,
+        "conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding convolution",
+    ),
     (contraction.transposed_convolution, "conv_transpose1d conv_transpose2d.input conv_transpose3d.input"),
     (normalisation.batch_norm, "batch_norm instance_norm"),
     (
@@ -60,7 +63,10 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (layout.movedim, "movedim.int movedim.intlist"),
     (layout.cat, "cat concat concatenate"),
     (layout.stack, "stack"),
-    (layout.split, "split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices"),
+    (
+        layout.split,
+        "split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices",
+    ),
     (layout.unbind, "unbind.int"),
     (layout.select, "select.int"),
     (layout.slice_, "slice.Tensor"),
@@ -75,7 +81,10 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
         layout.filled,
         "zeros ones full empty.memory_format new_zeros new_ones new_full new_empty scalar_tensor",
     ),
-    (layout.generated, "arange arange.start arange.start_step eye eye.m linspace tril_indices triu_indices one_hot"),
+    (
+        layout.generated,
+        "arange arange.start arange.start_step eye eye.m linspace tril_indices triu_indices one_hot",
+    ),
     (elementwise.expand, "expand broadcast_to"),
     (elementwise.expand_as, "expand_as"),
     (elementwise.glu, "glu"),
@@ -105,7 +114,10 @@ def _overload(name: str) -> Any:
 
 
 RULES: dict[Any, Rule] = {
-    target: rule for rule, names in _FAMILIES for name in names.split() if (target := _overload(name)) is not None
+    target: rule
+    for rule, names in _FAMILIES
+    for name in names.split()
+    if (target := _overload(name)) is not None
 }
 
 
