@@ -142,7 +142,7 @@ def _site(norm: Node) -> Site | str:
 
 
 def _carried(node: Node, dim: int) -> int | None:
-    """Return the axis of a layout operator's input that is axis ``dim`` of its output, None if there is none."""
+    """Return the axis of a layout operator's input that is axis ``dim`` of its output, or None."""
     before, after = value(node.all_input_nodes[0]), value(node)
     rank = before.dim()
     if node.target == aten.permute.default:

@@ -49,15 +49,17 @@ def _constant_nodes(program: Program, lifted: Collection[str]) -> set[fx.Node]:
         if node.op == "get_attr":
             if node.target in lifted or not walk.dtype(node).is_floating_point:
                 constant.add(node)
-        elif node.op == "call_function" and not _random(node) and _concrete(node.meta.get("val")):
+        elif node.op == "call_function" and not _kept(node) and _concrete(node.meta.get("val")):
             if all(source in constant for source in node.all_input_nodes):
                 constant.add(node)
     return constant
 
 
-def _random(node: fx.Node) -> bool:
+def _kept(node: fx.Node) -> bool:
+    """Whether a node is computed in every call: it draws numbers, or makes floats of integers stored to save space."""
     tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags
+    stored = getattr(node.target, "namespace", "") == "quantized_decomposed"
+    return stored or torch.Tag.nondeterministic_seeded in tags
 
 
 def _concrete(val: Any) -> bool:

@@ -9,7 +9,7 @@ and what comes before it is linear in its weight, z = W x + b, so
 
     y = (scale * W) x + (scale * b + shift)
 
-with ``scale`` laid along the weight's output channels. All of it is computed in float64 and rounded once, to the
+with ``scale`` laid along the weight's output channels. It is computed in float64 and rounded once, to the
 dtype of the weight; done in float32, the intermediate roundings alone would cost several units in the last
 place.
 """
@@ -70,7 +70,7 @@ def scale_transposed(weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
 
 
 def fold_bias(bias: Tensor | None, affine: ChannelAffine, dtype: torch.dtype) -> Tensor:
-    """Return ``scale * bias + shift``, with a bias of 0 where there is none, as ``[channels]`` of ``dtype``."""
+    """Return ``scale * bias + shift``, None counting as 0, as ``[channels]`` of ``dtype``."""
     if bias is None:
         return affine.shift.to(dtype)
     return (bias.double() * affine.scale + affine.shift).to(dtype)

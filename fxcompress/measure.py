@@ -1,0 +1,185 @@
+"""Measure a model and its compressed forms: the user's metric, output differences, latency, memory, size.
+
+`callable_program` and `callable_session` give a program and an ONNX model the same face, that of the user's
+model, so that one `evaluate` function judges both. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import InputError
+from fxcompress.graph.execute import run_flat
+from fxcompress.graph.inputs import bind
+from fxcompress.graph.program import Program
+from fxcompress.runtime.session import open_session, run
+
+Runner = Callable[[Sequence[Tensor]], list[Tensor]]
+ModelCall = Callable[..., Any]
+
+
+class Outputs(dict[str, Any]):
+    """A model's named outputs, also reachable as attributes: ``outputs["logits"]`` or ``outputs.logits``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no output {name!r}; there are {', '.join(self)}") from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far outputs are apart: the largest and the mean absolute difference over all elements.
+
+    ``relative`` is the norm of the difference over the norm of the expected outputs.
+    """
+
+    largest: float
+    mean: float
+    relative: float
+
+
+def program_runner(program: Program) -> Runner:
+    """Return a function from flat inputs to flat outputs that runs the program in torch."""
+
+    def runner(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return run_flat(program, inputs)
+
+    return runner
+
+
+def session_runner(model: onnx.ModelProto | bytes, threads: int = 1) -> Runner:
+    """Return a function from flat inputs to flat outputs that runs an ONNX model; its inputs are in flat order."""
+    session = open_session(model, threads=threads)
+    names = [value.name for value in session.get_inputs()]
+
+    def runner(inputs: Sequence[Tensor]) -> list[Tensor]:
+        feeds = {name: as_array(value) for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(np.atleast_1d(v).reshape(v.shape)) for v in run(session, feeds).values()]
+
+    return runner
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's values as a contiguous numpy array."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def as_model(program: Program, runner: Runner) -> ModelCall:
+    """Give a runner the face of the user's model: its arguments, any batch, its structure of outputs.
+
+    Arguments are checked against the program's inputs. A program captured with a static batch is called in
+    pieces of that size, the last one padded by repetition.
+    """
+    spec = program.signature.out_spec
+    pieces = None if program.signature.dynamic else _static_batch(program)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        flat = _flatten(program, args, kwargs, checked=pieces is None)
+        outputs = runner(flat) if pieces is None else _in_pieces(runner, flat, pieces)
+        result = pytree.tree_unflatten(outputs, spec)
+        return Outputs(result) if isinstance(result, dict) else result
+
+    return call
+
+
+def evaluate_model(evaluate: Callable[[ModelCall], float], model: ModelCall, what: str) -> float:
+    """Return the user's metric of one model as a float.
+
+    Raises:
+        InputError: `evaluate` returned something that is not a finite number.
+    """
+    with torch.no_grad():
+        result = evaluate(model)
+    try:
+        metric = float(result)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"evaluate returned a {type(result).__name__} for {what}, expected a number",
+            hint="evaluate(f) calls f as it would call the model and returns one float, higher is better",
+        ) from error
+    if not math.isfinite(metric):
+        raise InputError(f"evaluate returned {metric} for {what}", hint="the metric must be a finite number")
+    return metric
+
+
+def difference(expected: Runner, found: Runner, batches: Iterable[Sequence[Tensor]]) -> Difference | None:
+    """Return how far the floating outputs of two models are apart over batches of flat inputs.
+
+    Sums are kept in float64; None where the models have no floating output or there is no batch.
+    """
+    largest, absolute, count, square, reference = 0.0, 0.0, 0, 0.0, 0.0
+    for inputs in batches:
+        for left, right in zip(expected(inputs), found(inputs), strict=True):
+            if not left.is_floating_point():
+                continue
+            wide = left.double()
+            gap = (right.double() - wide).abs()
+            largest = max(largest, float(gap.max())) if gap.numel() else largest
+            absolute, count = absolute + float(gap.sum()), count + gap.numel()
+            square, reference = square + float(gap.square().sum()), reference + float(wide.square().sum())
+    if count == 0:
+        return None
+    relative = math.sqrt(square / reference) if reference else (math.inf if square else 0.0)
+    return Difference(largest, absolute / count, relative)
+
+
+def resized(program: Program, batch: int) -> tuple[list[Tensor], int]:
+    """Return the example's flat inputs with ``batch`` samples, repeated or cut, and the samples they really
+    hold.
+
+    Only a dynamic first dimension can be resized; a program without one gives its example as it is.
+    """
+    flat = program.flat_example()
+    symbol = batch_symbol(program)
+    if symbol is None:
+        return flat, flat[0].shape[0] if flat and flat[0].dim() else 1
+    resized_inputs = []
+    for name, value in zip(program.signature.inputs, flat, strict=True):
+        for dim, held in program.signature.dynamic.get(name, {}).items():
+            if held == symbol:
+                value = value.index_select(dim, torch.arange(batch) % value.shape[dim])
+        resized_inputs.append(value)
+    return resized_inputs, batch
+
+
+def batch_symbol(program: Program) -> str | None:
+    """Return the name of the dynamic first dimension of the inputs, or None where the batch is static."""
+    symbols = (program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs)
+    return next((symbol for symbol in symbols if symbol is not None), None)
+
+
+def _flatten(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], checked: bool) -> list[Tensor]:
+    if args and kwargs:
+        return program.flat_inputs(args, kwargs)
+    given = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else (args or kwargs)
+    return bind(program if checked else program.signature, given)
+
+
+def _static_batch(program: Program) -> int | None:
+    """Return the batch that a static program was captured with, or None where its inputs share no first size."""
+    sizes = {value.shape[0] if value.dim() else 0 for value in program.flat_example()}
+    return sizes.pop() if len(sizes) == 1 and sizes != {0} else None
+
+
+def _in_pieces(runner: Runner, flat: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Run a model with a static batch on any number of samples."""
+    total = flat[0].shape[0]
+    if total == size or total == 0 or any(value.dim() == 0 or value.shape[0] != total for value in flat):
+        return runner(flat)
+    pieces: list[list[Tensor]] = []
+    for start in range(0, total, size):
+        index = torch.arange(start, start + size).clamp(max=total - 1)
+        pieces.append(runner([value.index_select(0, index) for value in flat]))
+    return [torch.cat(parts)[:total] for parts in zip(*pieces, strict=True)]
