@@ -29,12 +29,13 @@ def calibrate(
 ) -> dict[str, Range]:
     """Return the range of each tensor in `tensors` (node names) over all batches.
 
-    A batch is whatever the model takes: a tensor, a tuple or dict of inputs, or `(inputs, label)`. The program is
-    run in evaluation mode. `progress` is called after each batch with the number of batches so far.
+    A batch is whatever the model takes: a tensor, a tuple or dict of inputs, or `(inputs, label)`. The
+    program is run in evaluation mode. `progress` is called after each batch with the number of batches so
+    far.
 
     Raises:
-        InputError: no batch, a batch that does not fit, or a NaN or infinity in an input or in one of the tensors
-            (the error names the tensor, the user's line and the batch).
+        InputError: no batch, a batch that does not fit, or a NaN or infinity in an input or in one of the
+            tensors (the error names the tensor, the user's line and the batch).
     """
     observer = _Observer(program.copy().eval(), {name: estimator() for name in tensors})
     count = 0

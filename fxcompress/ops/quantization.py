@@ -1,7 +1,8 @@
 """What each ATen operator is to quantization: one row per overload, nothing about any runtime.
 
-A row names the operator's *kind* and its operands. Which kinds have an integer kernel, what such a kernel writes and
-what it swallows is the target's (`fxcompress.targets`). An operator without a row is left in float and reported.
+A row names the operator's *kind* and its operands. Which kinds have an integer kernel, what such a kernel
+writes and what it swallows is the target's (`fxcompress.targets`). An operator without a row is left in
+float and reported.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Kind(StrEnum):
 class Role:
     """The operands of an operator, by their names in its schema.
 
-    `activations` are tensors, or one list of tensors, that vary with the input; `weight` varies along `axis` with
-    the output channel; a layout operator keeps every value and with it the scale.
+    `activations` are tensors, or one list of tensors, that vary with the input; `weight` varies along
+    `axis` with the output channel; a layout operator keeps every value and with it the scale.
     """
 
     kind: Kind
@@ -180,7 +181,9 @@ def activations(node: fx.Node, row: Role) -> list[fx.Node]:
     found: list[fx.Node] = []
     for name in row.activations:
         operand = walk.argument(node, name)
-        found.extend(x for x in (operand if isinstance(operand, list | tuple) else [operand]) if isinstance(x, fx.Node))
+        found.extend(
+            x for x in (operand if isinstance(operand, list | tuple) else [operand]) if isinstance(x, fx.Node)
+        )
     return found
 
 

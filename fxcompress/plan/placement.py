@@ -1,0 +1,276 @@
+"""Where integers go: which operators run in int8 and which tensors are quantized for them.
+
+The rules, in the order they are applied:
+
+1. A *contraction* (convolution, linear) with a stored weight that the target has a kernel for runs in int8,
+   and wants its input quantized. All readers of its weight must run in int8 and agree on the axis; else all
+   are declined.
+2. In graph order, an operator with an integer kernel that only moves or combines numbers (addition,
+   pooling, layout) runs in int8 where what it reads is in integers already, up to the share that the target
+   allows to convert.
+3. A kernel that only writes integers has its output quantized; a rectifier that alone reads it is absorbed,
+   and the output is then the rectifier's. Layout repeats the scale of what it reads.
+4. Backwards, layout whose values no integer kernel reads is left in float again.
+
+A tensor is quantized once, however many read it. Its float readers get the dequantized value where the
+kernel before it has nothing else to give, and the original where it has.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import prod
+
+from torch import fx
+
+from fxcompress.graph import walk
+from fxcompress.graph.program import Program
+from fxcompress.ops.quantization import Kind, Role, activations, role
+from fxcompress.plan.eligibility import absorbable, contraction_fault, is_batched, movement_fault, operand
+from fxcompress.targets.target import Kernel, Target
+
+CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
+KEEPS_SCALE = (Kind.LAYOUT, Kind.PAD)
+UNKNOWN = "no quantization rule for this operator"
+
+
+@dataclass
+class Placement:
+    """The choice of precision, before any range is known. Keys are node names.
+
+    `kernels` are the operators that run in int8, with the kernel the runtime should show (empty: absorbed
+    by another operator, or layout). `tensors` are the quantized tensors, each with the tensor whose scale
+    it has. `integer_only` are those whose float readers must read the dequantized value. `declined` are the
+    operators that stay in float, with the reason; `guarded` those among them that the runtime would
+    quantize by itself.
+    """
+
+    kernels: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+    integer_only: set[str] = field(default_factory=set)
+    contractions: list[str] = field(default_factory=list)
+    declined: dict[str, str] = field(default_factory=dict)
+    guarded: list[str] = field(default_factory=list)
+
+    def roots(self) -> list[str]:
+        """Return the tensors whose ranges must be known."""
+        return list(dict.fromkeys(self.tensors.values()))
+
+
+def place(program: Program, target: Target, exclude: Sequence[str] = ()) -> Placement:
+    """Decide the precision of every operator.
+
+    `exclude` are shell patterns of node names, parameter names or module paths that stay in float.
+    """
+    placer = _Placer(program, target, tuple(exclude))
+    placer.contractions()
+    placer.movers()
+    placer.drop_useless_layout()
+    placer.guard()
+    return placer.finish()
+
+
+class _Placer:
+    """The state of one placement."""
+
+    def __init__(self, program: Program, target: Target, exclude: tuple[str, ...]) -> None:
+        self.program, self.target, self.exclude = program, target, exclude
+        self.calls = [node for node in program.graph.nodes if node.op == "call_function"]
+        self.result = Placement()
+        self.root: dict[fx.Node, fx.Node] = {}
+        """Quantized tensors with the tensor whose scale they have."""
+
+    def contractions(self) -> None:
+        """Rule 1."""
+        faults = {
+            node: self._fault(node, row)
+            for node in self.calls
+            if (row := role(node)) and is_contraction(node)
+        }
+        for node in [node for node, fault in faults.items() if fault is None]:
+            faults[node] = self._sharing_fault(node, faults)
+        for node, fault in faults.items():
+            if fault is not None:
+                self.result.declined[node.name] = fault
+                continue
+            self.result.contractions.append(node.name)
+            source = activations(node, _row(node))[0]
+            self.root.setdefault(source, source)
+
+    def _fault(self, node: fx.Node, row: Role) -> str | None:
+        if self._excluded(node, row):
+            return "excluded by name"
+        return contraction_fault(self.program, node, row, self.target)
+
+    def _sharing_fault(self, node: fx.Node, faults: dict[fx.Node, str | None]) -> str | None:
+        row = _row(node)
+        weight = operand(node, row.weight)
+        assert weight is not None
+        for reader in weight.users:
+            other = role(reader)
+            if faults.get(reader, "not a contraction") is not None or other is None:
+                return f"its weight is also read by {reader.name}, which stays in float"
+            if operand(reader, other.weight) is not weight or _axis(reader) != _axis(node):
+                return f"its weight is also read by {reader.name}, along another axis"
+        return None
+
+    def _excluded(self, node: fx.Node, row: Role | None = None) -> bool:
+        weight = operand(node, row.weight) if row is not None else None
+        names = [node.name, walk.module_path(node), str(weight.target) if weight is not None else ""]
+        return any(name and fnmatchcase(name, pattern) for name in names for pattern in self.exclude)
+
+    def movers(self) -> None:
+        """Rules 2 and 3, in graph order."""
+        for node in self.calls:
+            row = role(node)
+            if node.name in self.result.contractions:
+                self._run(node, self._contraction_kernel(node, _row(node)))
+            elif node.name in self.result.kernels or node.name in self.result.declined:
+                continue
+            elif row is None:
+                if (
+                    walk.is_tensor(node)
+                    and node.target is not operator.getitem
+                    and walk.value(node).is_floating_point()
+                ):
+                    self.result.declined[node.name] = UNKNOWN
+            else:
+                self._move(node, row)
+
+    def _contraction_kernel(self, node: fx.Node, row: Role) -> Kernel:
+        return self.target.batched_linear if is_batched(node, row) else self.target.kernels[row.kind]
+
+    def _move(self, node: fx.Node, row: Role) -> None:
+        reason = self._movement_reason(node, row)
+        if reason is not None:
+            if row.kind is not Kind.LAYOUT:
+                self.result.declined[node.name] = reason
+            return
+        sources = activations(node, row)
+        for source in sources:
+            self.root.setdefault(source, source)
+        if row.kind not in KEEPS_SCALE:
+            self._run(node, self.target.kernels[row.kind])
+            return
+        self.result.kernels[node.name] = self.target.kernels[row.kind].name
+        for made in tensors_of(node):
+            self.root[made] = self.root[sources[0]]
+            self.result.integer_only.add(made.name)
+
+    def _movement_reason(self, node: fx.Node, row: Role) -> str | None:
+        if row.kind is Kind.LINEAR:
+            return self.target.float_reasons.get(Kind.MATMUL, "both factors are activations")
+        if row.kind not in self.target.kernels:
+            return self.target.float_reasons.get(row.kind, "no integer kernel")
+        if self._excluded(node):
+            return "excluded by name"
+        fault = movement_fault(node, row)
+        if fault is not None:
+            return fault
+        sources = activations(node, row)
+        sizes = {source: prod(walk.hint_shape(source)) for source in sources}
+        foreign = sum(size for source, size in sizes.items() if source not in self.root)
+        if not sources or foreign > self.target.conversion_share * sum(sizes.values()):
+            return "what it reads is in float"
+        return None
+
+    def _run(self, node: fx.Node, kernel: Kernel) -> None:
+        """Let an operator run in int8; quantize its output if the kernel writes nothing else."""
+        end = (absorbable(node) if kernel.absorbs else None) or node
+        if kernel.writes_integers:
+            self.root.setdefault(end, end)
+            self.result.integer_only.add(end.name)
+        quantized = end in self.root and operand(node, _row(node).bias) is None
+        self.result.kernels[node.name] = (
+            kernel.quantized_name if quantized and kernel.quantized_name else kernel.name
+        )
+        if end is not node and end in self.root:
+            self.result.kernels[end.name] = ""
+
+    def drop_useless_layout(self) -> None:
+        """Rule 4."""
+        for node in reversed(self.calls):
+            row = role(node)
+            if row is None or row.kind not in KEEPS_SCALE or node.name not in self.result.kernels:
+                continue
+            made = tensors_of(node)
+            if not any(reader.name in self.result.kernels for tensor in made for reader in tensor.users):
+                del self.result.kernels[node.name]
+                for tensor in made:
+                    self.root.pop(tensor, None)
+                    self.result.integer_only.discard(tensor.name)
+
+    def guard(self) -> None:
+        """Find the float operators that read dequantized values and that the runtime would quantize by
+        itself.
+        """
+        if not self.target.requantizes_constants:
+            return
+        for node in self.calls:
+            row = role(node)
+            if row is None or not is_contraction(node) or node.name not in self.result.declined:
+                continue
+            weight, source = operand(node, row.weight), activations(node, row)[0]
+            if (
+                weight is None
+                or weight.op != "get_attr"
+                or walk.value(weight).dim() < 2
+                or is_batched(node, row)
+            ):
+                continue
+            while source not in self.root and (before := role(source)) and before.kind in KEEPS_SCALE:
+                source = activations(source, before)[0]
+            if source.name in self.result.integer_only:
+                self.result.guarded.append(node.name)
+
+    def finish(self) -> Placement:
+        """Name the quantized tensors, in graph order."""
+        for node in self.program.graph.nodes:
+            if node in self.root:
+                self.result.tensors[node.name] = self.root[node].name
+        return self.result
+
+
+def is_contraction(node: fx.Node) -> bool:
+    """Whether a node is a convolution or linear; a matrix product of two activations is none."""
+    row = role(node)
+    if row is None or row.kind not in CONTRACTIONS:
+        return False
+    weight = operand(node, row.weight)
+    return not (row.kind is Kind.LINEAR and row.bias is None and weight is not None and _varies(weight))
+
+
+def _varies(weight: fx.Node) -> bool:
+    """Whether a factor of a matrix product depends on an input."""
+    seen, queue = {weight}, [weight]
+    while queue:
+        node = queue.pop()
+        if node.op == "placeholder":
+            return True
+        fresh = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        queue.extend(fresh)
+    return False
+
+
+def tensors_of(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors a node makes: itself, or the items taken of its list."""
+    if walk.is_tensor(node):
+        return [node]
+    return [reader for reader in walk.consumers(node) if reader.target is operator.getitem]
+
+
+def _axis(node: fx.Node) -> int:
+    row = _row(node)
+    weight = operand(node, row.weight)
+    assert weight is not None
+    return row.axis % walk.value(weight).dim()
+
+
+def _row(node: fx.Node) -> Role:
+    row = role(node)
+    assert row is not None
+    return row

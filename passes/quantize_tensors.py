@@ -1,0 +1,246 @@
+"""Write a quantization plan into the graph: integers stored, quantize/dequantize pairs placed. No policy.
+
+    conv2d(x, weight, bias)  =>  x_q = quantize(x); x_dq = dequantize(x_q)
+                                 w_dq = dequantize(weight_int8, weight_scale)
+                                 b_dq = dequantize(bias_int32, bias_scale)
+                                 conv2d(x_dq, w_dq, b_dq)
+
+The float `NAME` of a weight disappears; the program then has `NAME_int8` and `NAME_scale` instead, and for
+a bias `NAME_int32` and `NAME_int32_scale`. Zero points of channels are zeros, stored once per length.
+
+Three operators change form, because the integer kernel of a runtime knows only the other one:
+
+    mean(x, [2, 3])             =>  squeeze(mean(x, [2, 3], keepdim))         a pooling, then layout
+    pad(x), zeros, in integers  =>  dequantize(pad(quantize(x), zero_point))
+    silu(x)                     =>  x * sigmoid(x)                            hardswish: hardsigmoid
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor, fx
+
+from fxcompress.errors import InputError
+from fxcompress.graph import edit, walk
+from fxcompress.graph.program import Program
+from fxcompress.numerics.affine import quantize_bias, quantize_channels
+from fxcompress.ops.quantization import GATES, Kind, activations, role
+from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.plan.quantization import gate_name
+from fxcompress.plan.quantization_plan import ActivationScheme, BiasScheme, QuantizationPlan, WeightScheme
+
+aten = torch.ops.aten
+integers = torch.ops.quantized_decomposed
+
+
+@dataclass(frozen=True)
+class QuantizeTensors:
+    """Carry out `plan` on the program it was made for."""
+
+    name: ClassVar[str] = "quantize-tensors"
+    plan: QuantizationPlan
+
+    def run(self, program: Program) -> Outcome:
+        """Return the program with the plan's integers in it.
+
+        Raises:
+            InputError: the plan names an operator, tensor or parameter that the program does not have.
+        """
+        declined = tuple(Decline(item.node, item.reason, item.source) for item in self.plan.declined)
+        if not self.plan.kernels:
+            return Outcome(program, (), declined)
+        copy = program.copy()
+        edits = _Edits(copy, self.plan)
+        edits.weights()
+        edits.biases()
+        edits.forms()
+        edits.activations()
+        edit.tidy(copy)
+        edit.reinfer(copy)
+        return Outcome(copy, tuple(edits.changed), declined)
+
+
+class _Edits:
+    """The edits of one run, on a copy."""
+
+    def __init__(self, program: Program, plan: QuantizationPlan) -> None:
+        self.program, self.plan = program, plan
+        self.nodes = {node.name: node for node in program.graph.nodes}
+        self.stored = {str(node.target): node for node in walk.tensor_nodes(program)}
+        self.zeros: dict[int, fx.Node] = {}
+        self.changed: list[str] = []
+        wanted = (
+            *plan.kernels,
+            *(name for name in plan.activations if not self._is_gate(name)),
+            *plan.biases,
+        )
+        self._require(wanted, self.nodes, "operator or tensor")
+        self._require(plan.weights, self.stored, "parameter")
+
+    def _is_gate(self, name: str) -> bool:
+        return any(gate_name(node) == name for node in self.plan.kernels)
+
+    def _require(self, names: Iterable[str], known: Iterable[str], what: str) -> None:
+        missing = [name for name in names if name not in set(known)]
+        if missing:
+            raise InputError(
+                f"the quantization plan names the {what} {missing[0]!r}, which this program does not have",
+                hint="use a plan with the program it was made for",
+            )
+
+    def weights(self) -> None:
+        """Store every weight as int8 and let its readers read the dequantized one."""
+        for name, scheme in self.plan.weights.items():
+            node = self.stored[name]
+            values = walk.tensor(self.program, node)
+            whole = _quantized(values, scheme)
+            real = self._dequantize(f"{name}_int8", f"{name}_scale", whole, scheme.scales, scheme.axis, node)
+            edit.replace_uses(node, real)
+            self.changed.append(f"{name} stored as int8, {len(scheme.scales)} scales")
+
+    def biases(self) -> None:
+        """Store the biases that the plan says as int32; each reader has its own, since it has its own
+        scale.
+        """
+        for name, scheme in self.plan.biases.items():
+            node = self.nodes[name]
+            row = role(node)
+            if row is None or row.bias is None:
+                raise InputError(f"the quantization plan has a bias for {name}, which takes none")
+            stem = f"{scheme.parameter or name + '_bias'}_int32"
+            whole = quantize_bias(self._bias(scheme), torch.tensor(scheme.scales))
+            real = self._dequantize(stem, f"{stem}_scale", whole, scheme.scales, 0, node)
+            _set_operand(node, row.bias, real)
+
+    def _bias(self, scheme: BiasScheme) -> Tensor:
+        if scheme.parameter is None:
+            return torch.zeros(len(scheme.scales))
+        self._require([scheme.parameter], self.stored, "parameter")
+        return walk.tensor(self.program, scheme.parameter).detach()
+
+    def _dequantize(
+        self, name: str, scale_name: str, whole: Tensor, scales: tuple[float, ...], axis: int, reader: fx.Node
+    ) -> fx.Node:
+        """Store integers with their scales; return the real numbers they stand for, right before the first
+        reader.
+        """
+        first = reader if reader.op == "call_function" else min(reader.users)
+        stored = edit.add_tensor(self.program, name, whole)
+        scale = edit.add_tensor(self.program, scale_name, torch.tensor(scales, dtype=torch.float32))
+        bounds = torch.iinfo(whole.dtype)
+        args = (stored, scale, self._zero_points(len(scales)), axis, bounds.min, bounds.max, whole.dtype)
+        return edit.call_before(
+            first, integers.dequantize_per_channel.default, args, name=f"{stored.name}_dq"
+        )
+
+    def _zero_points(self, channels: int) -> fx.Node:
+        if channels not in self.zeros:
+            zeros = torch.zeros(channels, dtype=torch.int64)
+            self.zeros[channels] = edit.add_tensor(self.program, f"zero_points_{channels}", zeros)
+        return self.zeros[channels]
+
+    def forms(self) -> None:
+        """Give operators the form that has an integer kernel; see the module's docstring."""
+        for name in self.plan.kernels:
+            node = self.nodes[name]
+            if node.target in GATES:
+                self._split_gate(node)
+            elif node.target is aten.mean.dim and not walk.argument(node, "keepdim", False):
+                self._keep_dimensions(node)
+
+    def _split_gate(self, node: fx.Node) -> None:
+        source = node.args[0]
+        gate = edit.call_before(node, GATES[node.target], (source,), name=gate_name(node.name))
+        product = edit.call_before(node, aten.mul.Tensor, (source, gate), name=f"{node.name}_product")
+        edit.replace_uses(node, product)
+        edit.erase(node)
+        # From here on the plan's names for the activation and its gate mean these nodes.
+        self.nodes[node.name], self.nodes[gate.name] = product, gate
+
+    def _keep_dimensions(self, node: fx.Node) -> None:
+        readers = list(node.users)
+        squeezed = edit.call_after(node, aten.squeeze.dims, (node, [2, 3]), name=f"{node.name}_flat")
+        edit.replace_uses(node, squeezed, only=readers)
+        _set_operand(node, "keepdim", True)
+        self._pair(squeezed, self.plan.activations[node.name], set(squeezed.users))
+
+    def activations(self) -> None:
+        """Place one pair after every quantized tensor, in graph order, so that padding finds its input's
+        integers.
+        """
+        order = {node: index for index, node in enumerate(self.program.graph.nodes)}
+        kernels = {self.nodes[name] for name in self.plan.kernels}
+        kernels.update(
+            reader for node in list(kernels) for reader in node.users if reader.name == gate_name(node.name)
+        )
+        names = sorted(self.plan.activations, key=lambda name: order[self.nodes[name]])
+        for name in names:
+            node, scheme = self.nodes[name], self.plan.activations[name]
+            row = role(node)
+            if row is not None and row.kind is Kind.PAD:
+                self._pad_integers(node, scheme)
+                continue
+            everyone = name in self.plan.integer_only or self._is_gate(name)
+            readers = {reader for reader in node.users if everyone or self._wants_integers(reader)}
+            self._pair(node, scheme, readers)
+            shown = f" as {scheme.shares}" if scheme.shares else ""
+            self.changed.append(f"{name} quantized{shown}")
+
+    def _wants_integers(self, reader: fx.Node) -> bool:
+        return reader.name in self.plan.kernels or reader in self.nodes.values()
+
+    def _pair(self, node: fx.Node, scheme: ActivationScheme, readers: set[fx.Node]) -> None:
+        """`node` => `dequantize(quantize(node))` for the readers given."""
+        whole = edit.call_after(
+            node, integers.quantize_per_tensor.default, (node, *_arguments(scheme)), name=f"{node.name}_q"
+        )
+        real = edit.call_after(
+            whole,
+            integers.dequantize_per_tensor.default,
+            (whole, *_arguments(scheme)),
+            name=f"{node.name}_dq",
+        )
+        edit.replace_uses(node, real, only=readers)
+
+    def _pad_integers(self, node: fx.Node, scheme: ActivationScheme) -> None:
+        """Pad the integers of what is padded; both sides have one scale, so nothing else changes."""
+        row = role(node)
+        assert row is not None
+        source = activations(node, row)[0]
+        whole = edit.call_before(
+            node,
+            aten.constant_pad_nd.default,
+            (source.args[0], walk.argument(node, "pad"), scheme.zero_point),
+            name=f"{node.name}_q",
+        )
+        real = edit.call_after(
+            whole,
+            integers.dequantize_per_tensor.default,
+            (whole, *_arguments(scheme)),
+            name=f"{node.name}_dq",
+        )
+        edit.replace_uses(node, real)
+        edit.erase(node)
+
+
+def _quantized(values: Tensor, scheme: WeightScheme) -> Tensor:
+    return quantize_channels(values.detach(), torch.tensor(scheme.scales), scheme.axis, scheme.limit)
+
+
+def _arguments(scheme: ActivationScheme) -> tuple[Any, ...]:
+    affine = scheme.affine
+    return affine.scale, affine.zero_point, affine.low, affine.high, torch.uint8
+
+
+def _set_operand(node: fx.Node, name: str, value: Any) -> None:
+    """Set an argument by its schema name, by position where it has one."""
+    schema: Any = node.target._schema  # type: ignore[union-attr]
+    position = next(index for index, argument in enumerate(schema.arguments) if argument.name == name)
+    for index in range(len(node.args), position):
+        edit.set_arg(node, schema.arguments[index].name, walk.argument(node, schema.arguments[index].name))
+    edit.set_arg(node, position if position < len(node.args) else name, value)
