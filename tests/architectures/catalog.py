@@ -105,7 +105,7 @@ def _library_vision(name: str, construct: Callable[[], nn.Module], *tags: str) -
     return Architecture(name, construct, _pixels, tags=frozenset(("transformers", *tags)))
 
 
-_RESNEXT = partial(handwritten.ResNet, handwritten.Bottleneck, groups=8)
+_RESNEXT = partial(handwritten.ResNet, handwritten.Bottleneck, groups=4)
 _PACKED, _SOFTMAX = handwritten_tokens.PackedAttention, handwritten_tokens.SoftmaxAttention
 
 CATALOG: tuple[Architecture, ...] = (
@@ -135,6 +135,19 @@ CATALOG: tuple[Architecture, ...] = (
     _language("hf_llama", transformers_models.llama, "causal", "grouped-query"),
     _language("hf_llama_eager", partial(transformers_models.llama, "eager"), "causal", "grouped-query"),
 )
+
+VARIANTS = frozenset(
+    {
+        "resnet_bottleneck",
+        "mobilenet_relu6",
+        "vit_softmax",
+        "convnext",
+        "hf_bert_eager",
+        "hf_gpt2_eager",
+        "hf_llama_eager",
+    }
+)
+"""Second forms of an architecture; the default tier leaves them to the slow one."""
 
 NAMES = tuple(architecture.name for architecture in CATALOG)
 

@@ -26,7 +26,7 @@ VOCABULARY = 96
 def resnet() -> nn.Module:
     config = ResNetConfig(
         embedding_size=32,
-        hidden_sizes=[32, 64, 128],
+        hidden_sizes=[64, 128, 256],
         depths=[1, 2, 1],
         layer_type="bottleneck",
         num_labels=10,
