@@ -1,6 +1,7 @@
 """From an exported graph to the canonical form that `well_formed` checks.
 
-exported program => wrappers inlined, checks dropped, one get_attr per tensor, plain outputs, functional, folded.
+exported program => wrappers inlined, checks dropped, one get_attr per tensor, plain outputs, functional form,
+constants folded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fxcompress.errors import CaptureError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.folding import fold_constants
 from fxcompress.graph.functional import functionalize
-from fxcompress.graph.module import named_tensors, same_tensor
+from fxcompress.graph.module import named_tensors, same_tensor, used_names
 from fxcompress.graph.precision import converted
 from fxcompress.graph.program import Example, Program, Signature
 from fxcompress.graph.structure import output_names, plain, prune
@@ -28,8 +29,12 @@ aten = torch.ops.aten
 
 CHECKS = frozenset(
     {
-        "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
-        "sym_constrain_range_for_size", "_assert",
+        "_assert_tensor_metadata",
+        "_assert_scalar",
+        "_assert_async",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+        "_assert",
     }
 )
 """Operators that only check; what they check holds for the shapes the program accepts."""
@@ -52,13 +57,12 @@ def canonical(
     inline_wrappers(module)
     _drop_checks(graph)
     _trim_metadata(graph)
-    lifted = _lifted_constants(exported)
-    tensors = converted(dict(named_tensors(module)), None)
+    tensors, lifted = _tensors(module, exported)
     _one_node_per_tensor(graph, tensors)
-    signature, example, kept = _signature(graph, module, example, dynamic)
+    signature, example, kept = _signature(graph, _out_spec(module), example, dynamic)
     program = Program.build(graph, tensors, signature, example)
     program.notes.extend([*notes, *kept])
-    functionalize(program)
+    program.notes.extend(functionalize(program))
     edit.tidy(program)
     edit.reinfer(program)
     fold_constants(program, lifted)
@@ -82,7 +86,16 @@ def _drop_checks(graph: fx.Graph) -> None:
 
 
 _SIZES = frozenset(
-    {operator.eq, operator.ge, operator.le, operator.gt, operator.lt, operator.ne, operator.mod, aten.sym_size.int}
+    {
+        operator.eq,
+        operator.ge,
+        operator.le,
+        operator.gt,
+        operator.lt,
+        operator.ne,
+        operator.mod,
+        aten.sym_size.int,
+    }
 )
 
 
@@ -104,10 +117,17 @@ def _type_name(kind: Any) -> str:
     return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _lifted_constants(exported: ExportedProgram) -> frozenset[str]:
-    """Names of tensors that the model writes as constants, not as parameters or buffers."""
+def _tensors(
+    module: fx.GraphModule, exported: ExportedProgram
+) -> tuple[dict[str, torch.Tensor], frozenset[str]]:
+    """New tensors for all names, and those that are constants of the model, no parameters or buffers."""
     signature = exported.graph_signature
-    return frozenset(str(name) for name in signature.inputs_to_lifted_tensor_constants.values())
+    lifted = {str(name) for name in signature.inputs_to_lifted_tensor_constants.values()}
+    tensors = dict(named_tensors(module))
+    for name in used_names(module.graph.nodes) - set(tensors):
+        tensors[name] = walk.attribute(module, name)
+        lifted.add(name)
+    return converted(tensors, None), frozenset(lifted)
 
 
 def _one_node_per_tensor(graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> None:
@@ -145,11 +165,10 @@ def _tensors_first(graph: fx.Graph) -> None:
 
 
 def _signature(
-    graph: fx.Graph, module: fx.GraphModule, example: Example, dynamic: Sequence[dict[int, str]]
+    graph: fx.Graph, out_spec: pytree.TreeSpec, example: Example, dynamic: Sequence[dict[int, str]]
 ) -> tuple[Signature, Example, list[str]]:
     """The signature without fixed arguments and constant results; the example that fits it; notes."""
     notes: list[str] = []
-    info = graph._codegen.pytree_info
     leaves, in_spec = pytree.tree_flatten((example.args, example.kwargs))
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) != len(leaves):
@@ -160,7 +179,9 @@ def _signature(
             graph.erase_node(node)
     keep = [isinstance(leaf, torch.Tensor) for leaf in leaves]
     in_spec = _required(prune(in_spec, keep))
-    args, kwargs = pytree.tree_unflatten([leaf for leaf, kept in zip(leaves, keep, strict=True) if kept], in_spec)
+    args, kwargs = pytree.tree_unflatten(
+        [leaf for leaf, kept in zip(leaves, keep, strict=True) if kept], in_spec
+    )
     output = graph.output_node()
     results = list(pytree.tree_leaves(output.args[0]))
     for result in results:
@@ -168,23 +189,30 @@ def _signature(
     tensors = [isinstance(result, fx.Node) for result in results]
     if not all(tensors):
         notes.append("results that are constants (None, numbers) are left out")
-    out_spec = _required(prune(plain(info.out_spec), tensors))
+    out_spec = _required(prune(plain(out_spec), tensors))
     output.args = (tuple(result for result in results if isinstance(result, fx.Node)),)
     names = tuple(node.name for node, kept in zip(inputs, keep, strict=True) if kept)
     symbols = {
-        node.name: dict(dims)
-        for node, dims, kept in zip(inputs, dynamic, keep, strict=True)
-        if kept and dims
+        node.name: dict(dims) for node, dims, kept in zip(inputs, dynamic, keep, strict=True) if kept and dims
     }
     signature = Signature(names, output_names(out_spec), symbols, in_spec, out_spec)
     return signature, Example(args, kwargs), notes
 
 
+def _out_spec(module: fx.GraphModule) -> pytree.TreeSpec:
+    spec = module._out_spec
+    if spec is None:
+        raise CaptureError("the exported program has no output structure")
+    return spec
+
+
 def _check_result(result: Any) -> None:
     if isinstance(result, fx.Node) and not walk.is_tensor(result) and result.op != "get_attr":
         raise CaptureError(
-            "the model returns a size, not a tensor", node=result.format_node(),
-            source=walk.source(result), hint="return tensors only",
+            "the model returns a size, not a tensor",
+            node=result.format_node(),
+            source=walk.source(result),
+            hint="return tensors only",
         )
 
 

@@ -13,14 +13,15 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import CompressError, InputError
-from fxcompress.graph import dynamic, tracing
+from fxcompress.errors import CaptureError, CompressError, IllFormed, InputError
+from fxcompress.graph import agreement, dynamic, tracing
 from fxcompress.graph.canonical import canonical
 from fxcompress.graph.inputs import infer_example, normalize
 from fxcompress.graph.program import Example, Program
 from fxcompress.graph.screen import screen_pt2
 from fxcompress.graph.wellformed import well_formed
 
+_RESULTS = (torch.Tensor, int, float, bool, str, type(None))
 _HOW = "pass a torch.nn.Module, a torch.export.ExportedProgram or the path of a .pt2 file"
 
 
@@ -57,13 +58,42 @@ def capture(
 
 
 def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Program:
-    tracing.call(model, example)
-    shapes = dynamic.resolve(model, example, dynamic_shapes)
-    grown = dynamic.grow(example, shapes)
-    exported, shapes, notes = tracing.export(model, grown, shapes)
-    program = canonical(exported, grown, [dict(dims) for dims in shapes.names], notes)
-    well_formed(program)
+    example, notes = _without_cache(model, example, tracing.call(model, example))
+    wanted = dynamic.resolve(model, example, dynamic_shapes)
+    try:
+        program = _trace(model, dynamic.grow(example, wanted), wanted)
+    except (CaptureError, IllFormed, InputError) as refusal:
+        static = wanted.without_batch()
+        if static.symbols == wanted.symbols:
+            raise
+        program = _trace(model, example, static)
+        size = next(leaf.shape[0] for leaf in program.flat_example() if leaf.ndim)
+        program.notes.append(f"the batch is fixed at {size}; a dynamic one failed: {refusal.message}")
+    program.notes.extend(notes)
     return program
+
+
+def _trace(model: nn.Module, example: Example, shapes: dynamic.Dynamic) -> Program:
+    exported = tracing.export(model, example, shapes)
+    shapes, notes = tracing.confirmed(exported, shapes)
+    program = canonical(exported, example, shapes.names, notes)
+    well_formed(program)
+    agreement.check(lambda variant: tracing.call(model, variant), program, example, shapes)
+    return program
+
+
+def _without_cache(model: nn.Module, example: Example, result: Any) -> tuple[Example, list[str]]:
+    """The example with `use_cache=False` where the model returns a cache that no graph can return."""
+    odd = {type(leaf).__name__ for leaf in pytree.tree_leaves(result) if not isinstance(leaf, _RESULTS)}
+    if not odd:
+        return example, []
+    if "use_cache" in inspect.signature(model.forward).parameters and "use_cache" not in example.kwargs:
+        example = Example(example.args, {**example.kwargs, "use_cache": False})
+        return _without_cache(model, example, tracing.call(model, example))
+    raise CaptureError(
+        f"the model returns {', '.join(sorted(odd))}, which holds no tensors that a graph can return",
+        hint="return tensors, or tuples, lists and dicts of tensors",
+    )
 
 
 def _from_exported(exported: ExportedProgram, example_inputs: Any) -> Program:
@@ -83,7 +113,7 @@ def _from_exported(exported: ExportedProgram, example_inputs: Any) -> Program:
 
 
 def _symbols(exported: ExportedProgram, count: int) -> list[dict[int, str]]:
-    """What is dynamic in an exported program: its own symbols, `batch` for the first input's first dimension."""
+    """The symbols of an exported program; the first one in a first dimension is called `batch`."""
     found: list[dict[int, str]] = []
     names: dict[str, str] = {}
     inputs = set(exported.graph_signature.user_inputs)
@@ -92,7 +122,8 @@ def _symbols(exported: ExportedProgram, count: int) -> list[dict[int, str]]:
             continue
         val = node.meta.get("val")
         dims: dict[int, str] = {}
-        for dim, size in enumerate(val.shape if isinstance(val, torch.Tensor) else ()):
+        sizes: tuple[int | torch.SymInt, ...] = tuple(val.shape) if isinstance(val, torch.Tensor) else ()
+        for dim, size in enumerate(sizes):
             if isinstance(size, torch.SymInt):
                 default = dynamic.BATCH if dim == 0 and dynamic.BATCH not in names.values() else str(size)
                 dims[dim] = names.setdefault(str(size), default)
@@ -149,7 +180,9 @@ def _reads_mode(module: nn.Module) -> bool:
         return False
     classes = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
     functions = [value for kind in classes for value in vars(kind).values()]
-    return any("training" in names for value in functions for names in _names(getattr(value, "__code__", None)))
+    return any(
+        "training" in names for value in functions for names in _names(getattr(value, "__code__", None))
+    )
 
 
 def _names(code: CodeType | None) -> list[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Which input dimensions are dynamic: the batch by default, others as the caller says.
 
-A caller writes `torch.export`'s forms (a dict by argument name or a tuple by position, of `Dim`, `Dim.DYNAMIC`,
-`Dim.AUTO`) or plain names: `{"input_ids": {0: "batch", 1: "sequence"}}`.
+A caller writes `torch.export`'s forms (a dict by argument name or a tuple by position, of `Dim`,
+`Dim.DYNAMIC`, `Dim.AUTO`) or plain names: `{"input_ids": {0: "batch", 1: "sequence"}}`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ class Dynamic:
         marks: symbol -> the `torch.export` mark (a `Dim` with its range, or `Dim.DYNAMIC`).
     """
 
-    names: tuple[Mapping[int, str], ...]
+    names: tuple[dict[int, str], ...]
     asked: frozenset[str] = frozenset()
     marks: Mapping[str, Any] | None = None
 
     def without_batch(self) -> Dynamic:
         """The same with only what the caller asked for."""
-        kept = tuple(
-            {dim: name for dim, name in leaf.items() if name in self.asked} for leaf in self.names
-        )
+        kept = tuple({dim: name for dim, name in leaf.items() if name in self.asked} for leaf in self.names)
         return replace(self, names=kept)
 
     @property
@@ -86,16 +84,18 @@ def resolve(model: nn.Module, example: Example, dynamic_shapes: Any) -> Dynamic:
     for leaf, named, wish in zip(leaves, names, wishes, strict=True):
         if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == size and 0 not in wish:
             named[0] = batch
-    dynamic = Dynamic(tuple(names), frozenset(asked), marks)
+    dynamic = Dynamic(tuple(dict(sorted(named.items())) for named in names), frozenset(asked), marks)
     _check_sizes(dynamic, leaves)
     return dynamic
 
 
 def grow(example: Example, dynamic: Dynamic, batch: int = 2) -> Example:
-    """The example with every batch dimension of size one repeated to `batch` (a batch of one is specialised)."""
+    """The example with batches of one repeated to `batch`, because tracing takes a size of one as fixed."""
     leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
-    grown = [resize(leaf, batch) if 0 in dims and leaf.shape[0] == 1 else leaf
-             for leaf, dims in zip(leaves, dynamic.names, strict=True)]
+    grown = [
+        resize(leaf, batch) if 0 in dims and leaf.shape[0] == 1 else leaf
+        for leaf, dims in zip(leaves, dynamic.names, strict=True)
+    ]
     args, kwargs = pytree.tree_unflatten(grown, spec)
     return Example(args, kwargs)
 
@@ -118,7 +118,9 @@ def _check_sizes(dynamic: Dynamic, leaves: Sequence[Any]) -> None:
     for leaf, named in zip(leaves, dynamic.names, strict=True):
         for dim, name in named.items():
             if not isinstance(leaf, torch.Tensor) or not -leaf.ndim <= dim < leaf.ndim:
-                raise InputError(f"dynamic dimension {dim} ({name!r}) does not exist in the example", hint=_FORMS)
+                raise InputError(
+                    f"dynamic dimension {dim} ({name!r}) does not exist in the example", hint=_FORMS
+                )
             size = leaf.shape[dim]
             if sizes.setdefault(name, size) != size:
                 raise InputError(
@@ -127,7 +129,7 @@ def _check_sizes(dynamic: Dynamic, leaves: Sequence[Any]) -> None:
                 )
             if size < 2 and dim != 0:
                 raise InputError(
-                    f"dynamic dimension {name!r} has size {size} in the example, which would be taken as fixed",
+                    f"dynamic dimension {name!r} has size {size} in the example, taken as fixed in tracing",
                     hint="pass an example where it is at least 2",
                 )
 

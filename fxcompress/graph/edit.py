@@ -1,7 +1,7 @@
 """The only functions that change a program's graph or replace its tensors.
 
-A tensor may have several names and several readers: `set_tensor` writes every name, and nothing here ever writes into
-a tensor's memory, because copies of a program share it.
+A tensor may have several names and several readers: `set_tensor` writes every name, and nothing here ever
+writes into a tensor's memory, because copies of a program share it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from fxcompress.errors import IllFormed
 from fxcompress.graph import walk
@@ -115,8 +116,15 @@ def replace_uses(old: fx.Node, new: fx.Node, only: Collection[fx.Node] | None = 
 
 
 def set_arg(node: fx.Node, index_or_name: int | str, value: Any) -> None:
-    """Replace a positional argument (by position) or a keyword argument (by name)."""
+    """Replace a positional argument (by position) or a keyword argument (by name).
+
+    A position that the call leaves out is written, with the schema's defaults before it.
+    """
     if isinstance(index_or_name, int):
+        if index_or_name >= len(node.args):
+            schema = node.target._schema.arguments  # type: ignore[union-attr]
+            defaults = [item.default_value for item in schema[len(node.args) : index_or_name + 1]]
+            node.args = (*node.args, *defaults)
         node.update_arg(index_or_name, value)
     else:
         node.update_kwarg(index_or_name, value)
@@ -180,6 +188,13 @@ def infer(program: Holder) -> Iterator[tuple[fx.Node, Any]]:
         else:
             env[node] = _infer_one(mode, node, env)
         yield node, env[node]
+
+
+def annotate(node: fx.Node) -> None:
+    """Give one operator call its `meta["val"]` from the metadata of its arguments; raises IllFormed."""
+    values = {source: source.meta["val"] for source in node.all_input_nodes}
+    fakes = [val for val in pytree.tree_leaves(list(values.values())) if isinstance(val, FakeTensor)]
+    node.meta["val"] = _infer_one(fakes[0].fake_mode if fakes else FakeTensorMode(), node, values)
 
 
 def _infer_one(mode: FakeTensorMode, node: fx.Node, env: dict[fx.Node, Any]) -> Any:

@@ -21,7 +21,7 @@ class Executor(fx.Interpreter):
         super().__init__(program.module)
         self.extra_traceback = False
 
-    def after(self, node: fx.Node, value: Any) -> Any:
+    def after(self, node: fx.Node, value: Any) -> Any:  # noqa: ARG002
         """Called with every value as it is made; what it returns is what the graph continues with."""
         return value
 

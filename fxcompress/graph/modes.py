@@ -1,7 +1,7 @@
 """Training and evaluation mode of a captured graph: the mode is written in the arguments of the nodes.
 
-`batch_norm(..., training, ...)` and `dropout(x, p, train)` are all that differs between the modes. What a model does
-differently in Python (stochastic depth, the `dropout_p` of attention) is fixed at capture.
+`batch_norm(..., training, ...)` and `dropout(x, p, train)` are all that differs between the modes. What a
+model does differently in Python (stochastic depth, the `dropout_p` of attention) is fixed at capture.
 """
 
 from __future__ import annotations
@@ -20,42 +20,38 @@ MODE_ARGUMENT: dict[object, tuple[int, str]] = {
     aten.instance_norm.default: (5, "use_input_stats"),
 }
 """Operator -> position and name of the argument that tells training from evaluation."""
+_NORMS = frozenset({aten.batch_norm.default, aten.instance_norm.default})
 
 
 def set_training(graph: fx.Graph, training: bool) -> bool:
-    """Write the mode into every node that has one; returns whether any node changed.
-
-    An instance norm without running statistics uses its input's in both modes and is left alone.
-    """
+    """Write the mode into every node that has one; returns whether any node changed."""
     changed = False
     for node in graph.nodes:
-        if node.target not in MODE_ARGUMENT or node.op != "call_function":
-            continue
-        position, name = MODE_ARGUMENT[node.target]
-        if node.target is aten.instance_norm.default and node.args[3] is None:
-            continue
-        if _argument(node, position, name) is not training:
-            _write(node, position, name, training)
+        if has_mode(node) and _argument(node) is not training:
+            position, name = MODE_ARGUMENT[node.target]
+            if position < len(node.args):
+                node.update_arg(position, training)
+            else:
+                node.update_kwarg(name, training)
             changed = True
     return changed
 
 
-def is_training(graph: fx.Graph) -> bool:
-    """Whether any node of the graph is in training mode."""
-    return any(
-        _argument(node, *MODE_ARGUMENT[node.target]) is True
-        for node in graph.nodes
-        if node.target in MODE_ARGUMENT
-        and not (node.target is aten.instance_norm.default and node.args[3] is None)
-    )
+def has_mode(node: fx.Node) -> bool:
+    """Whether a node computes something else in training.
+
+    A norm without running statistics uses those of its input in both modes.
+    """
+    if node.op != "call_function" or node.target not in MODE_ARGUMENT:
+        return False
+    return node.target not in _NORMS or node.args[3] is not None
 
 
-def _argument(node: fx.Node, position: int, name: str) -> object:
+def in_training(node: fx.Node) -> bool:
+    """Whether a node that has a mode is in training mode."""
+    return has_mode(node) and _argument(node) is True
+
+
+def _argument(node: fx.Node) -> object:
+    position, name = MODE_ARGUMENT[node.target]
     return node.args[position] if position < len(node.args) else node.kwargs.get(name)
-
-
-def _write(node: fx.Node, position: int, name: str, value: bool) -> None:
-    if position < len(node.args):
-        node.update_arg(position, value)
-    else:
-        node.update_kwarg(name, value)

@@ -1,4 +1,4 @@
-"""The `GraphModule` of a program: assembled from a graph, named tensors and a signature, with working modes."""
+"""The `GraphModule` of a program, assembled from a graph, named tensors and a signature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxcompress.graph.signature import Signature
 
 
 class ProgramModule(fx.GraphModule):
-    """A graph module that is called like the user's model and whose `train()` and `eval()` rewrite the graph."""
+    """A graph module called like the user's model, whose `train()` and `eval()` rewrite the graph."""
 
     def train(self, mode: bool = True) -> Self:
         """Switch every batch norm and dropout of the graph."""
@@ -25,14 +25,20 @@ class ProgramModule(fx.GraphModule):
         return self
 
 
-def assemble(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], signature: Signature) -> ProgramModule:
-    """A module that owns `graph` and holds `tensors` under their qualified names (parameters stay parameters)."""
+def assemble(
+    graph: fx.Graph, tensors: Mapping[str, torch.Tensor], signature: Signature, *, training: bool = False
+) -> ProgramModule:
+    """A module that owns `graph` and holds `tensors` under their qualified names; parameters stay parameters.
+
+    `training` is the mode that the graph is in; no node changes.
+    """
     module = ProgramModule(nn.Module(), fx.Graph(), "Program")
     for name, tensor in tensors.items():
         attach(module, name, tensor)
     set_codegen(graph, signature)
     module.graph = graph
-    module.train(False)
+    for part in module.modules():
+        part.training = training
     return module
 
 
@@ -40,8 +46,6 @@ def set_codegen(graph: fx.Graph, signature: Signature) -> None:
     """Make the generated `forward` take and return the structures of the signature."""
     args_spec, kwargs_spec = signature.in_spec.children()
     names = [f"arg_{i}" for i in range(args_spec.num_children)]
-    if pytree.treespec_leaf() in [args_spec]:
-        raise ValueError("the positional inputs of a program are a tuple")
     names = [_plain(args_spec, signature.inputs, i) or name for i, name in enumerate(names)]
     names.extend(kwargs_spec.context)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, signature.in_spec, signature.out_spec)))
@@ -104,7 +108,7 @@ def same_tensor(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 def tied(module: nn.Module) -> dict[tuple[object, ...], list[str]]:
-    """Tensors by identity, each with all its names, first name first. Tensors without elements are never tied."""
+    """Tensors by identity, each with all its names, first name first; empty tensors are never tied."""
     names: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in named_tensors(module):
         key = same_tensor(tensor) if tensor.numel() else (name,)

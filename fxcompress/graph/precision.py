@@ -12,12 +12,14 @@ from fxcompress.graph.module import same_tensor
 
 aten = torch.ops.aten
 
-FACTORIES = frozenset({"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "scalar_tensor", "zeros"})
+FACTORIES = frozenset(
+    {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "scalar_tensor", "zeros"}
+)
 """Operators that make a tensor from sizes and scalars, with the default type when none is given."""
 
 
 def converted(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """New tensors with the floating ones in `dtype` (None: unchanged); names of one tensor stay names of one tensor."""
+    """New tensors, the floating ones in `dtype` (None: as they are); what was tied stays tied."""
     made: dict[tuple[object, ...], torch.Tensor] = {}
     result: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -46,8 +48,11 @@ def retype(graph: fx.Graph, dtype: torch.dtype) -> list[str]:
         node.kwargs = fx.map_arg(_swap(node.kwargs, dtype), lambda arg: arg)
         val = node.meta.get("val")
         if (
-            str(node.target).split(".")[-2:-1] and _packet(node) in FACTORIES
-            and isinstance(val, torch.Tensor) and val.dtype == torch.float32 and node.kwargs.get("dtype") is None
+            str(node.target).split(".")[-2:-1]
+            and _packet(node) in FACTORIES
+            and isinstance(val, torch.Tensor)
+            and val.dtype == torch.float32
+            and node.kwargs.get("dtype") is None
         ):
             node.update_kwarg("dtype", dtype)
         if any(half in node.args or half in node.kwargs.values() for half in (torch.float16, torch.bfloat16)):

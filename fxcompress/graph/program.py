@@ -11,13 +11,14 @@ from torch import fx
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
+from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
-from fxcompress.graph.modes import is_training
 from fxcompress.graph.module import ProgramModule, assemble, copy_graph, named_tensors
 from fxcompress.graph.precision import converted, retype
 from fxcompress.graph.signature import Example, Signature
 from fxcompress.graph.symbols import fake_inputs
-from fxcompress.graph.text import listing
+from fxcompress.graph.text import describe, listing, symbol_names
+from fxcompress.graph.writing import save
 
 __all__ = ["Example", "Program", "Signature"]
 
@@ -63,10 +64,30 @@ class Program:
     @property
     def training(self) -> bool:
         """Whether the program is in training mode."""
-        return self.module.training or is_training(self.graph)
+        return self.module.training
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns for these inputs; raises InputError where a fixed size differs."""
+        self._check_sizes(args, kwargs)
         return self.module(*args, **kwargs)
+
+    def _check_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            flat = self.flat_inputs(args, kwargs)
+        except (KeyError, ValueError, RuntimeError, TypeError):
+            return  # another spelling of the call, such as a positional input by name: the module decides
+        for node, tensor in zip(walk.placeholders(self), flat, strict=False):
+            expected = walk.shape(node)
+            fits = len(expected) == tensor.ndim and all(
+                isinstance(size, torch.SymInt) or size == given
+                for size, given in zip(expected, tensor.shape, strict=True)
+            )
+            if not fits:
+                wanted = describe(walk.value(node), symbol_names(self))
+                raise InputError(
+                    f"the input {node.name} has shape {list(tensor.shape)}; the program takes {wanted}",
+                    hint="capture the model with dynamic_shapes for the dimensions that vary",
+                )
 
     def __str__(self) -> str:
         return listing(self)
@@ -77,28 +98,25 @@ class Program:
         Tensors are shared, which is right for passes; pass `share=False` before training one of the two.
         """
         tensors = dict(named_tensors(self.module))
-        if not share:
-            tensors = converted(tensors, None)
-        module = assemble(copy_graph(self.graph), tensors, self.signature)
-        copy = Program(module, self.signature, self.example, list(self.notes), list(self.history))
-        return copy.train() if self.module.training else copy
+        return self._with(tensors if share else converted(tensors, None), self.example)
 
     def to(self, dtype: torch.dtype) -> Program:
-        """A copy that computes in `dtype`: floating tensors, example inputs and float32 casts are converted."""
-        copy = self.copy()
-        tensors = converted(dict(named_tensors(self.module)), dtype)
-        copy.module = assemble(copy.graph, tensors, self.signature)
-        copy.notes.extend(retype(copy.graph, dtype))
+        """A copy that computes in `dtype`: floating tensors, example and float32 casts are converted."""
         args, kwargs = pytree.tree_map_only(
-            torch.Tensor, lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf,
+            torch.Tensor,
+            lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf,
             (self.example.args, self.example.kwargs),
         )
-        copy.example = Example(args, kwargs)
-        if self.module.training:
-            copy.train()
+        copy = self._with(converted(dict(named_tensors(self.module)), dtype), Example(args, kwargs))
+        copy.notes.extend(retype(copy.graph, dtype))
         copy.module.recompile()
         copy.infer_from_example()
         return copy
+
+    def _with(self, tensors: dict[str, torch.Tensor], example: Example) -> Program:
+        """A copy with other tensors of the same names."""
+        module = assemble(copy_graph(self.graph), tensors, self.signature, training=self.training)
+        return Program(module, self.signature, example, list(self.notes), list(self.history))
 
     def train(self, mode: bool = True) -> Self:
         """Switch batch norms and dropouts to training mode, in place."""
@@ -108,6 +126,10 @@ class Program:
     def eval(self) -> Self:
         """Switch batch norms and dropouts to evaluation mode, in place."""
         return self.train(False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the program as a `.fxc` archive, which `archive.load` opens without the model's class."""
+        save(self, path)
 
     def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call, in the order of `signature.inputs`."""

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs that the model was captured with, in the structure of the user's call; the leaves are real tensors."""
+    """Inputs that the model was captured with, in the structure of the user's call, of real tensors."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

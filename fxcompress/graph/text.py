@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,16 @@ from torch import fx
 from fxcompress.graph import walk
 from fxcompress.graph.signature import Holder
 
+_WORD = re.compile(r"\w+")
+
 
 def listing(program: Holder) -> str:
     """The whole program as text; the same program prints the same text in every process."""
     named = symbol_names(program)
     lines = ["inputs:"]
-    lines += [f"  {node.name}: {describe(node.meta.get('val'), named)}" for node in walk.placeholders(program)]
+    lines += [
+        f"  {node.name}: {describe(node.meta.get('val'), named)}" for node in walk.placeholders(program)
+    ]
     lines.append("tensors:")
     for node in walk.tensor_nodes(program):
         kind = "parameter" if isinstance(walk.tensor(program, node), torch.nn.Parameter) else "buffer"
@@ -43,10 +48,9 @@ def line(node: fx.Node, named: Callable[[str], str] = str) -> str:
 
 
 def target_name(target: Any) -> str:
-    """`conv2d` for `aten.conv2d.default`, `add.Tensor` for other overloads, `getitem` for Python operators."""
+    """`conv2d` for `aten.conv2d.default`, `add.Tensor` for other overloads, `getitem` for Python's own."""
     if isinstance(target, torch._ops.OpOverload):
-        name = str(target).removeprefix("aten.").removesuffix(".default")
-        return name
+        return str(target).removeprefix("aten.").removesuffix(".default")
     return str(getattr(target, "__name__", target))
 
 
@@ -72,9 +76,7 @@ def symbol_names(program: Holder) -> Callable[[str], str]:
                 names[str(val.shape[dim])] = name
 
     def rename(expression: str) -> str:
-        for symbol, name in names.items():
-            expression = expression.replace(symbol, name)
-        return expression
+        return _WORD.sub(lambda match: names.get(match[0], match[0]), expression)
 
     return rename
 

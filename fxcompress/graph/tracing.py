@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import linecache
 import logging
 import traceback
 import warnings
+from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, CompressError, InputError
@@ -21,8 +25,8 @@ from fxcompress.graph.signature import Example
 _TORCH = f"{Path(torch.__file__).parent}/"
 _HERE = f"{Path(__file__).parent}/"
 _DATA_DEPENDENT = (
-    "the graph must not depend on values: replace Python `if`, `while`, `int(...)` and `.item()` on tensors by "
-    "`torch.where`, masks or fixed sizes"
+    "the graph must not depend on values: replace Python `if`, `while`, `int(...)` and `.item()` on tensors "
+    "by `torch.where`, masks or fixed sizes"
 )
 
 
@@ -49,52 +53,70 @@ def _clone(tree: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.detach().clone(), tree)
 
 
-def export(model: nn.Module, example: Example, dynamic: Dynamic) -> tuple[ExportedProgram, Dynamic, list[str]]:
-    """Export with what is dynamic, else with a static batch.
-
-    Returns the exported program, what is dynamic in it, and notes. Raises CaptureError.
-    """
-    try:
-        return _export(model, example, dynamic), dynamic, []
-    except Exception as error:
-        static = dynamic.without_batch()
-        if static.symbols == dynamic.symbols:
-            raise _explain(error, dynamic) from error
-        refusal = first_line(error)
-    try:
-        exported = _export(model, example, static)
-    except Exception as error:
-        raise _explain(error, static) from error
-    size = next(leaf.shape[0] for leaf in pytree.tree_leaves((example.args, example.kwargs)))
-    note = f"the batch is fixed at {size}: the model does not export with a dynamic batch ({refusal})"
-    return exported, static, [note]
-
-
-def _export(model: nn.Module, example: Example, dynamic: Dynamic) -> ExportedProgram:
+def export(model: nn.Module, example: Example, dynamic: Dynamic) -> ExportedProgram:
+    """Export a model, quietly; raises CaptureError with the user's line and what to do."""
     shapes = dynamic.for_export(model, example)
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return torch.export.export(
                 model, _clone(example.args), _clone(example.kwargs), dynamic_shapes=shapes, strict=False
             )
+    except Exception as error:
+        raise _explain(error, dynamic) from error
     finally:
         logging.disable(level)
+
+
+def confirmed(exported: ExportedProgram, dynamic: Dynamic) -> tuple[Dynamic, list[str]]:
+    """What of the wanted dynamic dimensions the exported graph really has; notes about the others.
+
+    `Dim.AUTO` asks torch to decide; everything else is dynamic or the export has failed.
+    """
+    inputs = set(exported.graph_signature.user_inputs)
+    nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    users = [node for node in nodes if node.name in inputs or node.name in _constants(exported)]
+    names: list[dict[int, str]] = []
+    notes: list[str] = []
+    for node, wanted in zip(users, dynamic.names, strict=True):
+        val = node.meta.get("val")
+        kept = {dim: name for dim, name in wanted.items() if isinstance(val.shape[dim], torch.SymInt)}
+        lost = sorted(set(wanted.values()) - set(kept.values()))
+        notes.extend(f"{name} of {node.name} is fixed: the model allows one size" for name in lost)
+        names.append(kept)
+    return replace(dynamic, names=tuple(names)), notes
+
+
+def _constants(exported: ExportedProgram) -> set[str]:
+    """Placeholders of inputs that are no tensors."""
+    return {
+        spec.arg.name
+        for spec in exported.graph_signature.input_specs
+        if isinstance(spec.arg, ConstantArgument)
+    }
 
 
 def _explain(error: Exception, dynamic: Dynamic) -> CaptureError:
     kinds = {type(cause).__name__ for cause in _chain(error)}
     message = f"the model cannot be captured as a graph: {first_line(error)}"
+    if "modified inplace" in str(error):
+        return CaptureError(
+            message, source=user_line(error), hint="write this part without in-place operations"
+        )
     if any("DataDependent" in kind for kind in kinds) or "data-dependent" in str(error).lower():
         message = f"the model's control flow depends on data: {first_line(error)}"
         return CaptureError(message, source=user_line(error), hint=_DATA_DEPENDENT)
     if dynamic.symbols:
         asked = ", ".join(sorted(dynamic.symbols))
         message = f"the model does not export with dynamic {asked}: {first_line(error)}"
-        return CaptureError(message, source=user_line(error), hint="leave these dimensions static, or bound them")
-    return CaptureError(message, source=user_line(error), hint="see whether torch.export.export(model, ...) works")
+        return CaptureError(
+            message, source=user_line(error), hint="leave these dimensions static, or bound them"
+        )
+    return CaptureError(
+        message, source=user_line(error), hint="see whether torch.export.export(model, ...) works"
+    )
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -109,7 +131,8 @@ def user_line(error: BaseException) -> str | None:
     """The innermost line of the user's code in an exception's traceback, as `file.py:12: code`."""
     for cause in reversed(_chain(error)):
         frames = [
-            frame for frame in traceback.extract_tb(cause.__traceback__)
+            frame
+            for frame in traceback.extract_tb(cause.__traceback__)
             if not frame.filename.startswith((_TORCH, _HERE, "<"))
         ]
         for frame in reversed(frames):
@@ -120,17 +143,23 @@ def user_line(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that says something, at most 300 characters."""
-    for line in str(error).splitlines():
-        if line.strip():
-            return line.strip()[:300]
-    return type(error).__name__
+    """The first line of an exception's message that says something, at most 300 characters.
+
+    For violated constraints that is the first item of their list, not its heading.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    items = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    if lines and lines[0].startswith("Constraints violated") and items:
+        return items[0][:300]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def describe(example: Example) -> str:
     """`x float32[2, 3, 8, 8]`-like description of an example's leaves."""
     leaves = pytree.tree_leaves((example.args, example.kwargs))
     return ", ".join(
-        f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf)
+        f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+        if isinstance(leaf, torch.Tensor)
+        else repr(leaf)
         for leaf in leaves
     )

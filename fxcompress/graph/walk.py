@@ -86,11 +86,16 @@ def output_values(program: Holder) -> list[fx.Node]:
 
 def tensor(program: Holder, node: fx.Node | str) -> torch.Tensor:
     """The tensor of a get_attr node, or of a qualified name; raises AttributeError when there is none."""
-    owner: Any = program.module
-    for part in str(node.target if isinstance(node, fx.Node) else node).split("."):
+    return attribute(program.module, str(node.target) if isinstance(node, fx.Node) else node)
+
+
+def attribute(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """The tensor at a dotted name; raises AttributeError when there is none."""
+    owner: Any = module
+    for part in name.split("."):
         owner = getattr(owner, part)
     if not isinstance(owner, torch.Tensor):
-        raise AttributeError(f"{node} is not a tensor")
+        raise AttributeError(f"{name} is not a tensor")
     return owner
 
 
@@ -113,7 +118,7 @@ def consumers(node: fx.Node) -> list[fx.Node]:
 
 
 def argument(node: fx.Node, name: str, default: Any = None) -> Any:
-    """An argument of an operator call by its schema name, wherever it was passed; else the schema's default."""
+    """An argument of an operator call by its schema name, wherever it was passed; else its default."""
     if name in node.kwargs:
         return node.kwargs[name]
     schema = getattr(node.target, "_schema", None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import torch
@@ -12,18 +10,15 @@ from torch import fx
 from fxcompress.errors import IllFormed
 from fxcompress.graph import edit, walk
 from fxcompress.graph.module import named_tensors, same_tensor
+from fxcompress.graph.operators import name_of
 from fxcompress.graph.program import Program
-
-NAMESPACES = frozenset({"aten", "quantized_decomposed", "torchvision"})
-"""Operator namespaces a program may call."""
-_PYTHON_MODULES = frozenset({"_operator", "operator", "math", "torch"})
 
 
 def well_formed(program: Program) -> None:
     """Raise IllFormed naming the node when the program breaks an invariant.
 
-    Checked: inputs, then tensors, then operators, then one output; functional operators of known namespaces; one
-    get_attr node per tensor, each used; names and structures of the signature; metadata equal to re-inference.
+    Checked: inputs, then tensors, then operators, then one output; functional operators of the allow-list;
+    one get_attr node per tensor, each used; names and structures of the signature; metadata equal to inference.
     """
     _check_order(program)
     _check_tensors(program)
@@ -75,19 +70,10 @@ def _check_tensors(program: Program) -> None:
 
 
 def _check_target(node: fx.Node) -> None:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        if target.namespace not in NAMESPACES:
-            raise _ill(f"{target} is not an operator a program may call", node)
-        if target._schema.is_mutable:
-            raise _ill(f"{target} writes into its arguments", node)
-        return
-    module = getattr(target, "__module__", None)
-    name = getattr(target, "__name__", "")
-    known = getattr(operator, name, None) is target or getattr(math, name, None) is target
-    if module in _PYTHON_MODULES and (known or name.startswith("sym_")):
-        return
-    raise _ill(f"{target} is not an operator a program may call", node)
+    if name_of(node.target) is None:
+        raise _ill(f"{node.target} is not an operator a program may call", node)
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        raise _ill(f"{node.target} writes into its arguments", node)
 
 
 def _check_signature(program: Program) -> None:
@@ -104,7 +90,9 @@ def _check_signature(program: Program) -> None:
     ):
         raise _ill("the output must be a tuple of tensors", output)
     if len(results) != len(signature.outputs) or len(results) != signature.out_spec.num_leaves:
-        raise _ill(f"the signature names {len(signature.outputs)} outputs, the graph has {len(results)}", output)
+        raise _ill(
+            f"the signature names {len(signature.outputs)} outputs, the graph has {len(results)}", output
+        )
     if len(set(signature.outputs)) != len(signature.outputs):
         raise _ill(f"two outputs share a name: {signature.outputs}", output)
     for node in walk.placeholders(program):
@@ -117,7 +105,9 @@ def _check_dynamic(node: fx.Node, dims: dict[int, str]) -> None:
     for dim in range(walk.value(node).ndim):
         if walk.is_symbolic(node, dim) != (dim in dims):
             state = "dynamic" if dim in dims else "fixed"
-            raise _ill(f"dimension {dim} of {node.name} is {state} in the signature and not in the graph", node)
+            raise _ill(
+                f"dimension {dim} of {node.name} is {state} in the signature and not in the graph", node
+            )
 
 
 def _check_metadata(program: Program) -> None:
@@ -128,7 +118,8 @@ def _check_metadata(program: Program) -> None:
             raise _ill(f"{node.name} has no metadata", node)
         if _facts(node.meta["val"]) != _facts(val):
             raise _ill(
-                f"{node.name} is {_facts(val)} by inference, its metadata says {_facts(node.meta['val'])}", node
+                f"{node.name} is {_facts(val)} by inference, its metadata says {_facts(node.meta['val'])}",
+                node,
             )
 
 

@@ -1,4 +1,4 @@
-"""Inline the higher-order wrappers that change nothing: `no_grad` regions, and autocast where it casts nothing."""
+"""Inline the higher-order wrappers that change nothing: `no_grad` regions, and autocast that is off."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ def _body(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]]:
             return body, tuple(inputs)  # type: ignore[return-value]
         raise CaptureError(
             "the model runs a region under autocast, whose casts a graph does not show",
-            node=node.format_node(), source=walk.source(node),
+            node=node.format_node(),
+            source=walk.source(node),
             hint="remove torch.autocast from the model, or write its casts as .to(dtype)",
         )
     raise CaptureError(
         f"the model uses {name}, a control-flow operator that cannot be inlined",
-        node=node.format_node(), source=walk.source(node),
+        node=node.format_node(),
+        source=walk.source(node),
         hint="write this part without torch.cond, while_loop, map or checkpoint",
     )
 
