@@ -15,10 +15,15 @@ from fxcompress.report import tables, units
 from fxcompress.runtime.timing import Comparison, compare
 
 
-@click.command(no_args_is_help=True)
+@click.command(no_args_is_help=True, short_help="Time ONNX files against each other.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A.onnx B.onnx...")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Alternated rounds."
+    "--rounds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=30,
+    show_default=True,
+    help="Alternated rounds.",
 )
 @click.option("--inputs", type=click.Path(path_type=Path), help="A .npz of inputs by name; random otherwise.")
 @click.option(

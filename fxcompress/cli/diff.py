@@ -16,7 +16,7 @@ from fxcompress.report.difference import compare, view
 from fxcompress.runtime.session import read_proto
 
 
-@click.command(no_args_is_help=True)
+@click.command(no_args_is_help=True, short_help="Show what changed between two files.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @trust_option

@@ -19,7 +19,7 @@ from fxcompress.runtime.inspection import executed
 from fxcompress.runtime.session import read_proto
 
 
-@click.command(no_args_is_help=True)
+@click.command(no_args_is_help=True, short_help="List a graph, its groups and costs.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--graph/--no-graph", default=True, show_default=True, help="List the graph itself.")
 @click.option(

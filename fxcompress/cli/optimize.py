@@ -16,7 +16,7 @@ from fxcompress.errors import InputError
 from fxcompress.report import tables
 
 
-@click.command(no_args_is_help=True)
+@click.command(no_args_is_help=True, short_help="Prune, quantize and lower a model to ONNX.")
 @click.argument("model")
 @click.option(
     "-o",
@@ -36,6 +36,7 @@ from fxcompress.report import tables
 @click.option(
     "--calibration-batch",
     type=click.IntRange(min=1),
+    metavar="N",
     default=32,
     show_default=True,
     help="Samples per batch of a .npz.",
@@ -45,7 +46,7 @@ from fxcompress.report import tables
     metavar="FUNCTION",
     help="module:callable taking the model as a function, returning a score.",
 )
-@click.option("--max-drop", type=float, help="Refuse to lose more of the score than this.")
+@click.option("--max-drop", type=float, metavar="DROP", help="Refuse to lose more of the score than this.")
 @click.option(
     "--objective",
     type=click.Choice(["latency", "size"]),
@@ -54,11 +55,27 @@ from fxcompress.report import tables
     help="What to favour.",
 )
 @click.option(
-    "--target", default="onnxruntime", show_default=True, help="The runtime the model will live in."
+    "--target",
+    metavar="NAME",
+    default="onnxruntime",
+    show_default=True,
+    help="The runtime the model will live in.",
 )
-@click.option("--opset", type=click.IntRange(min=1), help="ONNX opset; the newest that the runtime accepts.")
-@click.option("--input-name", "input_names", multiple=True, help="Name of an ONNX input; repeat in order.")
-@click.option("--output-name", "output_names", multiple=True, help="Name of an ONNX output; repeat in order.")
+@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX opset, where one is required.")
+@click.option(
+    "--input-name",
+    "input_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an ONNX input; repeat in order.",
+)
+@click.option(
+    "--output-name",
+    "output_names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of an ONNX output; repeat in order.",
+)
 @batch_option
 @threads_option
 @trust_option

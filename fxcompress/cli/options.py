@@ -28,8 +28,18 @@ trust_option = click.option(
     "--trust", is_flag=True, help="Open a .pt2 file that could run code. Only for files you made yourself."
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads inside an operator."
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Threads inside an operator.",
 )
 batch_option = click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per timed call."
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Samples per timed call.",
 )
