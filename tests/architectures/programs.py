@@ -66,8 +66,8 @@ def random_plan(analysis: Analysis, seed: int, *, statistics: bool = True) -> Pr
 def zeroed(program: Program, plan: PruningPlan) -> Program:
     """The program with every removed slice of every parameter set to zero, read from `plan.kept` alone.
 
-    It must compute what the pruned program does, unless a removed axis is normalised over. Knowing nothing of the
-    analysis, it also proves that the plan is stated in the user's names and coordinates.
+    It must compute what the pruned program does, unless a removed axis is normalised over. Knowing nothing of
+    the analysis, it also proves that the plan is stated in the user's names and coordinates.
     """
     result = program.copy()
     for name, dims in plan.kept.items():

@@ -171,7 +171,7 @@ def _split(step: Step, shape: Shape, other: Shape) -> Made:
     """Two halves by `chunk`, or a cut elsewhere by slices or `split`."""
     width, side = shape
     cut = width // 2 if step.choice % 3 == 0 else 4 * (1 + step.width % max(width // 4 - 1, 1))
-    if width < 8 or cut >= width:
+    if cut >= width or cut % 4:
         return None
     if step.choice % 3 == 0:
         block = Block(lambda m, x, y: x.chunk(2, dim=1))
