@@ -81,6 +81,7 @@ class _Edits:
         )
         self._require(wanted, self.nodes, "operator or tensor")
         self._require(plan.weights, self.stored, "parameter")
+        self.readers = {self.nodes[name] for name in plan.kernels}
 
     def _is_gate(self, name: str) -> bool:
         return any(gate_name(node) == name for node in self.plan.kernels)
@@ -115,7 +116,7 @@ class _Edits:
             stem = f"{scheme.parameter or name + '_bias'}_int32"
             whole = quantize_bias(self._bias(scheme), torch.tensor(scheme.scales))
             real = self._dequantize(stem, f"{stem}_scale", whole, scheme.scales, 0, node)
-            _set_operand(node, row.bias, real)
+            edit.set_argument(node, row.bias, real)
 
     def _bias(self, scheme: BiasScheme) -> Tensor:
         if scheme.parameter is None:
@@ -154,19 +155,18 @@ class _Edits:
                 self._keep_dimensions(node)
 
     def _split_gate(self, node: fx.Node) -> None:
+        """The node becomes the product, so that its name stays."""
         source = node.args[0]
         gate = edit.call_before(node, GATES[node.target], (source,), name=gate_name(node.name))
-        product = edit.call_before(node, aten.mul.Tensor, (source, gate), name=f"{node.name}_product")
-        edit.replace_uses(node, product)
-        edit.erase(node)
-        # From here on the plan's names for the activation and its gate mean these nodes.
-        self.nodes[node.name], self.nodes[gate.name] = product, gate
+        edit.set_call(node, aten.mul.Tensor, (source, gate))
+        self.nodes[gate.name] = gate
+        self.readers.add(gate)
 
     def _keep_dimensions(self, node: fx.Node) -> None:
         readers = list(node.users)
         squeezed = edit.call_after(node, aten.squeeze.dims, (node, [2, 3]), name=f"{node.name}_flat")
         edit.replace_uses(node, squeezed, only=readers)
-        _set_operand(node, "keepdim", True)
+        edit.set_argument(node, "keepdim", True)
         self._pair(squeezed, self.plan.activations[node.name], set(squeezed.users))
 
     def activations(self) -> None:
@@ -174,10 +174,6 @@ class _Edits:
         integers.
         """
         order = {node: index for index, node in enumerate(self.program.graph.nodes)}
-        kernels = {self.nodes[name] for name in self.plan.kernels}
-        kernels.update(
-            reader for node in list(kernels) for reader in node.users if reader.name == gate_name(node.name)
-        )
         names = sorted(self.plan.activations, key=lambda name: order[self.nodes[name]])
         for name in names:
             node, scheme = self.nodes[name], self.plan.activations[name]
@@ -186,25 +182,21 @@ class _Edits:
                 self._pad_integers(node, scheme)
                 continue
             everyone = name in self.plan.integer_only or self._is_gate(name)
-            readers = {reader for reader in node.users if everyone or self._wants_integers(reader)}
+            readers = {reader for reader in node.users if everyone or reader in self.readers}
             self._pair(node, scheme, readers)
             shown = f" as {scheme.shares}" if scheme.shares else ""
             self.changed.append(f"{name} quantized{shown}")
 
-    def _wants_integers(self, reader: fx.Node) -> bool:
-        return reader.name in self.plan.kernels or reader in self.nodes.values()
-
     def _pair(self, node: fx.Node, scheme: ActivationScheme, readers: set[fx.Node]) -> None:
         """`node` => `dequantize(quantize(node))` for the readers given."""
-        whole = edit.call_after(
-            node, integers.quantize_per_tensor.default, (node, *_arguments(scheme)), name=f"{node.name}_q"
-        )
-        real = edit.call_after(
-            whole,
-            integers.dequantize_per_tensor.default,
-            (whole, *_arguments(scheme)),
-            name=f"{node.name}_dq",
-        )
+        args = (node, *_arguments(scheme))
+        whole = edit.call_after(node, integers.quantize_per_tensor.default, args, name=f"{node.name}_q")
+        self._real(node, whole, scheme, readers)
+
+    def _real(self, node: fx.Node, whole: fx.Node, scheme: ActivationScheme, readers: set[fx.Node]) -> None:
+        """Let the readers given of `node` read what the integers of `whole` stand for."""
+        args = (whole, *_arguments(scheme))
+        real = edit.call_after(whole, integers.dequantize_per_tensor.default, args, name=f"{node.name}_dq")
         edit.replace_uses(node, real, only=readers)
 
     def _pad_integers(self, node: fx.Node, scheme: ActivationScheme) -> None:
@@ -212,20 +204,9 @@ class _Edits:
         row = role(node)
         assert row is not None
         source = activations(node, row)[0]
-        whole = edit.call_before(
-            node,
-            aten.constant_pad_nd.default,
-            (source.args[0], walk.argument(node, "pad"), scheme.zero_point),
-            name=f"{node.name}_q",
-        )
-        real = edit.call_after(
-            whole,
-            integers.dequantize_per_tensor.default,
-            (whole, *_arguments(scheme)),
-            name=f"{node.name}_dq",
-        )
-        edit.replace_uses(node, real)
-        edit.erase(node)
+        args = (source.args[0], walk.argument(node, "pad"), scheme.zero_point)
+        edit.set_call(node, aten.constant_pad_nd.default, args)
+        self._real(node, node, scheme, set(node.users))
 
 
 def _quantized(values: Tensor, scheme: WeightScheme) -> Tensor:
@@ -235,12 +216,3 @@ def _quantized(values: Tensor, scheme: WeightScheme) -> Tensor:
 def _arguments(scheme: ActivationScheme) -> tuple[Any, ...]:
     affine = scheme.affine
     return affine.scale, affine.zero_point, affine.low, affine.high, torch.uint8
-
-
-def _set_operand(node: fx.Node, name: str, value: Any) -> None:
-    """Set an argument by its schema name, by position where it has one."""
-    schema: Any = node.target._schema  # type: ignore[union-attr]
-    position = next(index for index, argument in enumerate(schema.arguments) if argument.name == name)
-    for index in range(len(node.args), position):
-        edit.set_arg(node, schema.arguments[index].name, walk.argument(node, schema.arguments[index].name))
-    edit.set_arg(node, position if position < len(node.args) else name, value)

@@ -145,6 +145,16 @@ def set_target(node: fx.Node, target: Callable[..., Any]) -> None:
     node.target = target
 
 
+def set_call(
+    node: fx.Node,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> None:
+    """Let a node call another operator; its name, its place and its readers stay."""
+    node.target, node.args, node.kwargs = target, args, kwargs or {}
+
+
 def erase(node: fx.Node) -> None:
     """Remove a node that nobody reads."""
     node.graph.erase_node(node)

@@ -5,9 +5,10 @@ The rules, in the order they are applied:
 1. A *contraction* (convolution, linear) with a stored weight that the target has a kernel for runs in int8,
    and wants its input quantized. All readers of its weight must run in int8 and agree on the axis; else all
    are declined.
-2. In graph order, an operator with an integer kernel that only moves or combines numbers (addition,
-   pooling, layout) runs in int8 where what it reads is in integers already, up to the share that the target
-   allows to convert.
+2. In graph order, an operator with an integer kernel that only combines numbers (addition, pooling,
+   concatenation) runs in int8 where that leaves fewer elements to convert between float and integers, around
+   it, than running it in float would; layout runs on integers where it reads them. This looks at one operator
+   at a time.
 3. A kernel that only writes integers has its output quantized; a rectifier that alone reads it is absorbed,
    and the output is then the rectifier's. Layout repeats the scale of what it reads.
 4. Backwards, layout whose values no integer kernel reads is left in float again.
@@ -34,6 +35,7 @@ from fxcompress.targets.target import Kernel, Target
 
 CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
 KEEPS_SCALE = (Kind.LAYOUT, Kind.PAD)
+READS_FLOAT = "integers would cost more conversions than they save: its neighbours are in float"
 UNKNOWN = "no quantization rule for this operator"
 
 
@@ -67,6 +69,7 @@ def place(program: Program, target: Target, exclude: Sequence[str] = ()) -> Plac
     """
     placer = _Placer(program, target, tuple(exclude))
     placer.contractions()
+    placer.find_wanted()
     placer.movers()
     placer.drop_useless_layout()
     placer.guard()
@@ -82,6 +85,7 @@ class _Placer:
         self.result = Placement()
         self.root: dict[fx.Node, fx.Node] = {}
         """Quantized tensors with the tensor whose scale they have."""
+        self.wanted: set[fx.Node] = set()
 
     def contractions(self) -> None:
         """Rule 1."""
@@ -130,15 +134,15 @@ class _Placer:
                 self._run(node, self._contraction_kernel(node, _row(node)))
             elif node.name in self.result.kernels or node.name in self.result.declined:
                 continue
-            elif row is None:
-                if (
-                    walk.is_tensor(node)
-                    and node.target is not operator.getitem
-                    and walk.value(node).is_floating_point()
-                ):
-                    self.result.declined[node.name] = UNKNOWN
-            else:
+            elif row is not None:
                 self._move(node, row)
+            elif node.target is not operator.getitem:
+                self._decline(node, UNKNOWN)
+
+    def _decline(self, node: fx.Node, reason: str) -> None:
+        """Report an operator on floats that stays so; indices and sizes are not meant."""
+        if walk.is_tensor(node) and walk.value(node).is_floating_point():
+            self.result.declined[node.name] = reason
 
     def _contraction_kernel(self, node: fx.Node, row: Role) -> Kernel:
         return self.target.batched_linear if is_batched(node, row) else self.target.kernels[row.kind]
@@ -147,7 +151,7 @@ class _Placer:
         reason = self._movement_reason(node, row)
         if reason is not None:
             if row.kind is not Kind.LAYOUT:
-                self.result.declined[node.name] = reason
+                self._decline(node, reason)
             return
         sources = activations(node, row)
         for source in sources:
@@ -171,15 +175,48 @@ class _Placer:
         if fault is not None:
             return fault
         sources = activations(node, row)
+        if row.kind in KEEPS_SCALE:
+            return None if sources[0] in self.root else READS_FLOAT
+        return None if self._saves_conversions(node, row, sources) else READS_FLOAT
+
+    def _saves_conversions(self, node: fx.Node, row: Role, sources: list[fx.Node]) -> bool:
+        """Compare the elements that must be converted around an operator with it in int8 and in float."""
+        end = self._end(node, self.target.kernels[row.kind])
+        made = prod(walk.hint_shape(end))
+        wanted = end in self.wanted
         sizes = {source: prod(walk.hint_shape(source)) for source in sources}
         foreign = sum(size for source, size in sizes.items() if source not in self.root)
-        if not sources or foreign > self.target.conversion_share * sum(sizes.values()):
-            return "what it reads is in float"
-        return None
+        native = sum(size for source, size in sizes.items() if source.name in self.result.integer_only)
+        return foreign + (0 if wanted else made) < native + (made if wanted else 0)
+
+    def find_wanted(self) -> None:
+        """Find the tensors whose integers some contraction downstream reads, perhaps through what passes
+        them on.
+        """
+        self.wanted = set(self.root)
+        for node in reversed(self.calls):
+            if any(self._passes_on(reader) for reader in node.users):
+                self.wanted.add(node)
+
+    def _passes_on(self, reader: fx.Node) -> bool:
+        row = role(reader)
+        if (
+            row is None
+            or is_contraction(reader)
+            or not any(made in self.wanted for made in tensors_of(reader))
+        ):
+            return False
+        if row.kind is Kind.RECTIFY:
+            return absorbable(activations(reader, row)[0]) is reader
+        return row.kind in self.target.kernels and movement_fault(reader, row) is None
+
+    def _end(self, node: fx.Node, kernel: Kernel) -> fx.Node:
+        """Return the rectifier that a kernel absorbs, else the operator itself."""
+        return (absorbable(node) if kernel.absorbs else None) or node
 
     def _run(self, node: fx.Node, kernel: Kernel) -> None:
         """Let an operator run in int8; quantize its output if the kernel writes nothing else."""
-        end = (absorbable(node) if kernel.absorbs else None) or node
+        end = self._end(node, kernel)
         if kernel.writes_integers:
             self.root.setdefault(end, end)
             self.result.integer_only.add(end.name)

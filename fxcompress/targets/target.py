@@ -40,8 +40,6 @@ class Target:
         kernels: the kinds of operator that have an integer kernel.
         batched_linear: the kernel of a linear that is lowered to a matrix product and an addition.
         float_reasons: why the other kinds stay in float.
-        conversion_share: an elementwise operator runs in integers only where at most this fraction of what it
-            reads must first be converted.
         narrowest_group: grouped convolutions with fewer input channels per group are faster in float
             (depthwise, one channel per group, is a kernel of its own and not meant).
         requantizes_constants: the runtime quantizes the float weight of a convolution or Gemm by itself
@@ -55,7 +53,6 @@ class Target:
     kernels: Mapping[Kind, Kernel]
     batched_linear: Kernel
     float_reasons: Mapping[Kind, str]
-    conversion_share: float = 0.0
     narrowest_group: int = 0
     requantizes_constants: bool = False
 
