@@ -7,7 +7,7 @@ model, so that one `evaluate` function judges both. Nothing here decides anythin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +60,13 @@ def program_runner(program: Program) -> Runner:
 
 
 def session_runner(model: onnx.ModelProto | bytes, threads: int = 1) -> Runner:
-    """Return a function from flat inputs to flat outputs that runs an ONNX model; its inputs are in flat order."""
+    """Return a function from flat inputs to flat outputs that runs an ONNX model; names play no part."""
     session = open_session(model, threads=threads)
     names = [value.name for value in session.get_inputs()]
 
     def runner(inputs: Sequence[Tensor]) -> list[Tensor]:
         feeds = {name: as_array(value) for name, value in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(np.atleast_1d(v).reshape(v.shape)) for v in run(session, feeds).values()]
+        return [torch.from_numpy(np.asarray(value)) for value in run(session, feeds).values()]
 
     return runner
 
@@ -114,25 +114,51 @@ def evaluate_model(evaluate: Callable[[ModelCall], float], model: ModelCall, wha
     return metric
 
 
-def difference(expected: Runner, found: Runner, batches: Iterable[Sequence[Tensor]]) -> Difference | None:
-    """Return how far the floating outputs of two models are apart over batches of flat inputs.
+def differences(
+    expected: Runner, found: Mapping[str, Runner], batches: Iterable[Sequence[Tensor]]
+) -> dict[str, Difference]:
+    """Return, by name, how far the floating outputs of models are from the expected ones over batches of
+    inputs.
 
-    Sums are kept in float64; None where the models have no floating output or there is no batch.
+    The expected outputs are computed once per batch; sums are kept in float64. A model without floating
+    outputs has no difference and no entry.
     """
-    largest, absolute, count, square, reference = 0.0, 0.0, 0, 0.0, 0.0
+    sums = {name: _Sums() for name in found}
     for inputs in batches:
-        for left, right in zip(expected(inputs), found(inputs), strict=True):
-            if not left.is_floating_point():
+        wanted = expected(inputs)
+        for name, runner in found.items():
+            sums[name].add(wanted, runner(inputs))
+    return {name: total.difference() for name, total in sums.items() if total.count}
+
+
+@dataclass
+class _Sums:
+    """The running sums behind one `Difference`."""
+
+    largest: float = 0.0
+    absolute: float = 0.0
+    square: float = 0.0
+    reference: float = 0.0
+    count: int = 0
+
+    def add(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+        for left, right in zip(expected, found, strict=True):
+            if not left.is_floating_point() or not left.numel():
                 continue
             wide = left.double()
             gap = (right.double() - wide).abs()
-            largest = max(largest, float(gap.max())) if gap.numel() else largest
-            absolute, count = absolute + float(gap.sum()), count + gap.numel()
-            square, reference = square + float(gap.square().sum()), reference + float(wide.square().sum())
-    if count == 0:
-        return None
-    relative = math.sqrt(square / reference) if reference else (math.inf if square else 0.0)
-    return Difference(largest, absolute / count, relative)
+            self.largest = max(self.largest, float(gap.max()))
+            self.absolute += float(gap.sum())
+            self.square += float(gap.square().sum())
+            self.reference += float(wide.square().sum())
+            self.count += gap.numel()
+
+    def difference(self) -> Difference:
+        if self.reference:
+            relative = math.sqrt(self.square / self.reference)
+        else:
+            relative = math.inf if self.square else 0.0
+        return Difference(self.largest, self.absolute / self.count, relative)
 
 
 def resized(program: Program, batch: int) -> tuple[list[Tensor], int]:
@@ -168,7 +194,7 @@ def _flatten(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], ch
 
 
 def _static_batch(program: Program) -> int | None:
-    """Return the batch that a static program was captured with, or None where its inputs share no first size."""
+    """Return the batch that a static program was captured with, None where its inputs share no first size."""
     sizes = {value.shape[0] if value.dim() else 0 for value in program.flat_example()}
     return sizes.pop() if len(sizes) == 1 and sizes != {0} else None
 

@@ -1,1 +1,19 @@
 """The vocabulary of the compiler: one file per pass, each an edit without policy."""
+
+from fxcompress.passes.contract import Decline, Outcome, Pass
+from fxcompress.passes.fold_parameters import FoldParameters
+from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
+from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.passes.remove_identities import RemoveIdentities
+
+__all__ = [
+    "Decline",
+    "FoldParameters",
+    "FuseBatchNorm",
+    "Outcome",
+    "Pass",
+    "PruneChannels",
+    "QuantizeTensors",
+    "RemoveIdentities",
+]

@@ -92,12 +92,16 @@ class OutputError:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was timed for real before the choice; the chosen one is what the user got."""
+    """A model that was timed for real before the choice; the chosen one is what the user got.
+
+    `error` is the norm of the difference to the original's outputs over their norm.
+    """
 
     name: str
     latency_ms: float | None = None
     bytes: int | None = None
     metric: float | None = None
+    error: float | None = None
     chosen: bool = False
     reason: str = ""
 

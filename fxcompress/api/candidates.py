@@ -1,0 +1,145 @@
+"""Which of the models that were made is handed out, decided on what was measured.
+
+The candidates are the float model, the int8 model and, as the fallback, the original. The rule is the whole
+policy:
+
+- a candidate that loses more of the metric than `max_drop` is out;
+- `objective="latency"`: the fastest is in front; one that ties with it (not slower by 2 % beyond doubt) and
+  has a smaller file takes its place;
+- `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the original;
+- `Quantize(precision="full")` asks for the int8 model and gets it;
+- nothing that is slower than the original beyond doubt is handed out otherwise: the original is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from fxcompress.errors import BudgetError
+from fxcompress.graph.program import Program
+from fxcompress.runtime.timing import Comparison
+
+SIZE_SLOWDOWN = 1.25
+"""How many times slower than the original `objective="size"` lets the smallest file be."""
+
+ORIGINAL, FLOAT, INT8 = "original", "float", "int8"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A lowered model and the program that it was lowered from; `size` is that of its file in bytes."""
+
+    name: str
+    program: Program
+    model: onnx.ModelProto
+    content: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the ONNX file."""
+        return len(self.content)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the choice depends on beside the measurements."""
+
+    objective: str
+    forced: bool
+    max_drop: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winner's name, and for every candidate why it won or lost and its metric where it was measured."""
+
+    winner: str
+    reasons: dict[str, str]
+    metrics: dict[str, float]
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    times: Comparison,
+    rules: Rules,
+    metric: Callable[[Candidate], float] | None,
+) -> Choice:
+    """Choose among candidates, the original first; `metric` is called for as few of them as the rules need.
+
+    Raises:
+        BudgetError: `max_drop` is set, and every compressed candidate loses more than it allows.
+    """
+    original, *made = candidates
+    reasons: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    if metric is not None:
+        metrics[ORIGINAL] = metric(original)
+    for candidate, reason in _preference(original, made, times, rules):
+        if metric is not None:
+            metrics[candidate.name] = metric(candidate)
+            drop = metrics[ORIGINAL] - metrics[candidate.name]
+            if rules.max_drop is not None and drop > rules.max_drop:
+                reasons[candidate.name] = f"loses {drop:.4g} of the metric; max_drop is {rules.max_drop:g}"
+                continue
+        reasons[candidate.name] = reason
+        return Choice(candidate.name, _explained(candidate, candidates, times, rules, reasons), metrics)
+    if rules.max_drop is not None and reasons:
+        raise _refusal(reasons, metrics, rules.max_drop)
+    reasons[ORIGINAL] = "everything else is slower: the model is handed out as it was"
+    return Choice(ORIGINAL, _explained(original, candidates, times, rules, reasons), metrics)
+
+
+def _preference(
+    original: Candidate, made: Sequence[Candidate], times: Comparison, rules: Rules
+) -> Iterator[tuple[Candidate, str]]:
+    """Yield the candidates that may be handed out, best first, each with the reason if it is taken."""
+    if rules.forced:
+        wanted = next((item for item in made if item.name == INT8), None)
+        if wanted is not None:
+            yield wanted, 'precision="full" asks for int8'
+            return
+    if rules.objective == "size":
+        for item in sorted(made, key=lambda item: item.size):
+            if times.ratio(item.name, original.name).low <= SIZE_SLOWDOWN:
+                yield item, f"the smallest file that is not {SIZE_SLOWDOWN:g} times slower than the original"
+        return
+    rest = [item for item in made if not times.slower(item.name, original.name)]
+    while rest:
+        fastest = min(rest, key=lambda item: times.median_ms[item.name])
+        ties = [item for item in rest if not times.slower(item.name, fastest.name)]
+        best = min(ties, key=lambda item: item.size)
+        yield best, "the fastest" if best is fastest else f"as fast as {fastest.name}, with a smaller file"
+        rest.remove(best)
+
+
+def _explained(
+    winner: Candidate,
+    candidates: Sequence[Candidate],
+    times: Comparison,
+    rules: Rules,
+    reasons: dict[str, str],
+) -> dict[str, str]:
+    """Return a reason for every candidate: the stated ones, else how it compares with the winner."""
+    explained = {}
+    for item in candidates:
+        if item.name in reasons:
+            explained[item.name] = reasons[item.name]
+        elif item.name == ORIGINAL:
+            explained[item.name] = "for comparison"
+        elif rules.objective == "size" and item.size >= winner.size:
+            explained[item.name] = f"{item.size / winner.size:.2f} times the size of {winner.name}"
+        else:
+            ratio = times.ratio(item.name, winner.name)
+            explained[item.name] = f"{ratio.value:.2f} times the latency of {winner.name}"
+    return explained
+
+
+def _refusal(reasons: dict[str, str], metrics: dict[str, float], max_drop: float) -> BudgetError:
+    found = ", ".join(f"{name} {metrics[name]:.4g}" for name in reasons)
+    return BudgetError(
+        f"the metric is {metrics[ORIGINAL]:.4g} before and may lose {max_drop:g}; after: {found}",
+        hint="prune less, pass more calibration data, or raise max_drop; nothing was returned",
+    )

@@ -1,0 +1,141 @@
+"""From the captured program to those that are candidates for deployment: decide, edit, prove the removal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from fxcompress.analysis.calibration import calibrate
+from fxcompress.analysis.groups import Analysis, analyse
+from fxcompress.api.request import Request
+from fxcompress.graph.inputs import batches as flat_batches
+from fxcompress.graph.inputs import bind
+from fxcompress.graph.program import Program
+from fxcompress.measure import batch_symbol
+from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.pipeline import Journal
+from fxcompress.plan.pruning import PruningPlan, plan_pruning
+from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
+from fxcompress.proof.masked import TOLERANCE, masked_equivalence
+from fxcompress.recipes import LOSSLESS
+from fxcompress.report.report import Proof
+
+Batch = Sequence[torch.Tensor]
+
+SAMPLES = 16
+"""Calibration samples, beside the example, on which outputs are compared."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The programs on the way, and the decisions between them.
+
+    `trainable` is the original itself where nothing is pruned, `deployed` is folded, `quantized` is None
+    where there is no int8 program.
+    """
+
+    original: Program
+    analysis: Analysis
+    trainable: Program
+    deployed: Program
+    quantized: Program | None
+    pruning: PruningPlan | None
+    quantization: QuantizationPlan | None
+    samples: tuple[Batch, ...]
+    proofs: tuple[Proof, ...]
+    notes: tuple[str, ...]
+
+
+def compress(request: Request, original: Program, journal: Journal) -> Compressed:
+    """Prune, fold and quantize as the request asks; the original stays as it is."""
+    with journal.step("analyse"):
+        analysis = analyse(original)
+    trainable, pruning = original, None
+    proofs: tuple[Proof, ...] = ()
+    if request.prune is not None:
+        with journal.step("plan-pruning"):
+            pruning = plan_pruning(analysis, request.prune, request.target.channel_block)
+        trainable = journal.apply(PruneChannels(pruning), original)
+        with journal.step("prove-pruning"):
+            proofs = (_masked(original, trainable, pruning),)
+    deployed = journal.apply_all(LOSSLESS, trainable)
+    samples, calibration = _samples(original, request.calibration)
+    quantized = quantization = None
+    if request.quantize is not None:
+        with journal.step("calibrate"):
+            observed = tensors_to_observe(deployed, request.target, request.quantize)
+            ranges = calibrate(deployed, calibration, observed)
+        with journal.step("plan-quantization"):
+            quantization = plan_quantization(deployed, ranges, request.target, request.quantize)
+        quantized = journal.apply(QuantizeTensors(quantization), deployed)
+    notes = _notes(pruning, quantization)
+    if quantized is deployed:
+        quantized = quantization = None
+    return Compressed(
+        original, analysis, trainable, deployed, quantized, pruning, quantization, samples, proofs, notes
+    )
+
+
+def _masked(original: Program, pruned: Program, plan: PruningPlan) -> Proof:
+    found = masked_equivalence(original, pruned, plan)
+    error = max(found.output_error, found.difference_error)
+    detail = (
+        f"float64, against the original with channels switched off; outputs moved by {found.response:.2g}"
+    )
+    return Proof("masked-equivalence", error, TOLERANCE, detail)
+
+
+def _samples(program: Program, calibration: Iterable[Any] | None) -> tuple[tuple[Batch, ...], Any]:
+    """Return up to `SAMPLES` samples of the calibration data as flat inputs, and data that is still whole.
+
+    What can be read only once is put together again from what was taken and what is left.
+    """
+    if calibration is None:
+        return (), None
+    if not isinstance(calibration, Iterator):
+        return tuple(_taken(program, flat_batches(program, calibration))), calibration
+    held: list[Any] = []
+    flat = (bind(program, batch) for batch in _recorded(calibration, held))
+    return tuple(_taken(program, flat)), chain(held, calibration)
+
+
+def _recorded(batches: Iterator[Any], held: list[Any]) -> Iterator[Any]:
+    for batch in batches:
+        held.append(batch)
+        yield batch
+
+
+def _taken(program: Program, batches: Iterable[Batch]) -> Iterator[Batch]:
+    symbol = batch_symbol(program)
+    left = SAMPLES
+    for batch in batches:
+        size = batch[0].shape[0] if batch[0].dim() else 1
+        if symbol is not None and size > left:
+            batch, size = [_first(program, i, value, left) for i, value in enumerate(batch)], left
+        yield batch
+        left -= size
+        if left <= 0:
+            return
+
+
+def _first(program: Program, index: int, value: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the first samples of one input, where its first dimension counts them."""
+    dims = program.signature.dynamic.get(program.signature.inputs[index], {})
+    return value[:count] if dims.get(0) == batch_symbol(program) else value
+
+
+def _notes(pruning: PruningPlan | None, quantization: QuantizationPlan | None) -> tuple[str, ...]:
+    notes = []
+    if pruning is not None and pruning.relaxed:
+        notes.append(
+            f"{len(pruning.relaxed)} of {len(pruning.channels)} pruned groups have widths off the target's "
+            f"channel block, to meet the budget: {', '.join(sorted(pruning.relaxed)[:4])}"
+        )
+    if quantization is not None and not quantization.kernels:
+        notes.append("no operator of this model has an integer kernel on the target: it stays in float")
+    return tuple(notes)

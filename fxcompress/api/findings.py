@@ -1,0 +1,179 @@
+"""What is measured of the candidates, and the report that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxcompress.analysis.cost import Cost, cost
+from fxcompress.api.candidates import INT8, ORIGINAL, Candidate, Choice
+from fxcompress.api.compress import Compressed
+from fxcompress.api.request import Request
+from fxcompress.graph.program import Program
+from fxcompress.graph.walk import output_values
+from fxcompress.measure import Difference, as_array, differences, program_runner, resized, session_runner
+from fxcompress.passes.contract import Decline
+from fxcompress.pipeline import Entry
+from fxcompress.plan.quantization import QuantizationPlan
+from fxcompress.report.report import (
+    Candidate as CandidateEntry,
+)
+from fxcompress.report.report import (
+    DeclinedSite,
+    FrozenEntry,
+    Interval,
+    Operators,
+    OutputError,
+    PassEntry,
+    Proof,
+    Report,
+    Side,
+)
+from fxcompress.runtime.inspection import executed, executor_of
+from fxcompress.runtime.memory import peak_memory
+from fxcompress.runtime.timing import Comparison, compare
+
+TIMING_SECONDS = 20.0
+"""Soft bound on one alternated run; thirty rounds are measured whatever they take."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured and decided; the mappings are by candidate name."""
+
+    times: Comparison
+    errors: Mapping[str, Difference]
+    memory: Mapping[str, int]
+    choice: Choice
+    proofs: tuple[Proof, ...]
+    entries: tuple[Entry, ...]
+    seconds: float
+
+
+def time_all(request: Request, original: Program, candidates: Sequence[Candidate]) -> Comparison:
+    """Time every candidate in one alternated run, at the request's batch and threads."""
+    models = {item.name: item.content for item in candidates}
+    feeds = _feeds(request, original, candidates[0])
+    return compare(models, feeds, threads=request.threads, seconds=TIMING_SECONDS)
+
+
+def compare_outputs(
+    request: Request, made: Compressed, candidates: Sequence[Candidate]
+) -> dict[str, Difference]:
+    """Return how far each candidate's outputs are from the original's, on example and calibration samples."""
+    runners = {item.name: session_runner(item.content, request.threads) for item in candidates[1:]}
+    inputs = [made.original.flat_example(), *made.samples]
+    return differences(program_runner(made.original), runners, inputs)
+
+
+def peak_memories(request: Request, original: Program, candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Return the peak memory of each candidate's session, in fresh processes."""
+    feeds = _feeds(request, original, candidates[0])
+    by_name = {item.name: item.content for item in candidates}
+    return {name: peak_memory(content, feeds, request.threads) for name, content in by_name.items()}
+
+
+def _feeds(request: Request, original: Program, candidate: Candidate) -> dict[str, NDArray[Any]]:
+    """Return the example at the request's batch under the names of the ONNX inputs."""
+    inputs, _ = resized(original, request.batch)
+    names = [value.name for value in candidate.model.graph.input]
+    return {name: as_array(value) for name, value in zip(names, inputs, strict=True)}
+
+
+def report_of(
+    request: Request, made: Compressed, candidates: Sequence[Candidate], findings: Findings
+) -> Report:
+    """Put everything that was measured, proven, changed and declined into one report."""
+    original = candidates[0]
+    winner = next(item for item in candidates if item.name == findings.choice.winner)
+    before = made.analysis.price.at({})
+    after = before if winner is original else cost(made.deployed)
+    samples = resized(made.original, request.batch)[1]
+    ratio = findings.times.ratio(winner.name, ORIGINAL)
+    error = findings.errors.get(winner.name)
+    return Report(
+        before=_side(original, before, findings, samples),
+        after=_side(winner, after, findings, samples),
+        output_error=None if error is None else OutputError(error.largest, error.mean, error.relative),
+        latency_ratio=Interval(ratio.value, ratio.low, ratio.high),
+        passes=tuple(
+            PassEntry(entry.name, entry.seconds, entry.changed, tuple(map(_declined, entry.declined)))
+            for entry in findings.entries
+        ),
+        frozen=tuple(
+            FrozenEntry(item.axis, item.size, item.reason, item.source, item.operator)
+            for item in made.analysis.frozen
+        ),
+        notes=_notes(request, made, winner, samples),
+        candidates=tuple(_candidate(item, findings) for item in candidates),
+        proofs=findings.proofs,
+        operators=_operators(winner, made.quantization),
+        settings=request.settings,
+        seconds=findings.seconds,
+    )
+
+
+def _side(item: Candidate, price: Cost, findings: Findings, samples: int) -> Side:
+    rounds = np.asarray(findings.times.seconds[item.name]) * 1e3
+    low, median, high = (float(value) for value in np.quantile(rounds, (0.25, 0.5, 0.75)))
+    return Side(
+        params=price.params,
+        macs=round(price.macs),
+        bytes=item.size,
+        latency_ms=median,
+        latency_low=low,
+        latency_high=high,
+        throughput=findings.times.throughput(item.name, samples),
+        peak_memory=findings.memory.get(item.name),
+        metric=findings.choice.metrics.get(item.name),
+    )
+
+
+def _candidate(item: Candidate, findings: Findings) -> CandidateEntry:
+    error = findings.errors.get(item.name)
+    return CandidateEntry(
+        name=item.name,
+        latency_ms=findings.times.median_ms[item.name],
+        bytes=item.size,
+        metric=findings.choice.metrics.get(item.name),
+        error=None if error is None else error.relative,
+        chosen=item.name == findings.choice.winner,
+        reason=findings.choice.reasons[item.name],
+    )
+
+
+def _operators(winner: Candidate, plan: QuantizationPlan | None) -> Operators | None:
+    """Compare the operators meant for int8 with those that the runtime executes in integers."""
+    if plan is None or winner.name != INT8:
+        return None
+    executors = executor_of(executed(winner.content))
+    shown = _names_shown(winner)
+    fallbacks = tuple(
+        name
+        for name in plan.intended
+        if (operator := executors.get(shown.get(name, name))) is None or not operator.integer
+    )
+    return Operators(len(plan.intended), len(plan.intended) - len(fallbacks), fallbacks)
+
+
+def _names_shown(item: Candidate) -> dict[str, str]:
+    """Return the names in the file of the nodes that are outputs; the others keep their own."""
+    outputs = [value.name for value in item.model.graph.output]
+    return {node.name: name for node, name in zip(output_values(item.program), outputs, strict=True)}
+
+
+def _notes(request: Request, made: Compressed, winner: Candidate, samples: int) -> tuple[str, ...]:
+    notes = [*made.original.notes, *made.notes]
+    if samples != request.batch:
+        notes.append(f"timed with a batch of {samples}: the model's batch is fixed")
+    if winner.name == ORIGINAL:
+        notes.append("every compressed form was slower than the original, which is what is returned")
+    return tuple(dict.fromkeys(notes))
+
+
+def _declined(site: Decline) -> DeclinedSite:
+    return DeclinedSite(site.site, site.reason, site.source)

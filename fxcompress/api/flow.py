@@ -1,0 +1,189 @@
+"""`optimize`: capture, compress, lower, prove, measure, choose, report; each step timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fxcompress.api.candidates import FLOAT, INT8, ORIGINAL, Candidate, Choice, Rules, choose
+from fxcompress.api.compress import Compressed, compress
+from fxcompress.api.findings import Findings, compare_outputs, peak_memories, report_of, time_all
+from fxcompress.api.proofs import prove_float, prove_integers
+from fxcompress.api.request import (
+    Model,
+    Request,
+    program_of,
+    pruning_options,
+    quantization_options,
+    refuse_unbuilt,
+)
+from fxcompress.api.result import Plan, Result
+from fxcompress.graph.program import Program
+from fxcompress.lowering.lower import lower
+from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
+from fxcompress.pipeline import Journal, Progress
+from fxcompress.plan.pruning import Prune
+from fxcompress.plan.quantization import Quantize
+from fxcompress.report.report import Proof, Report
+from fxcompress.runtime.timing import Comparison
+from fxcompress.targets.catalog import resolve
+from fxcompress.targets.target import Target
+
+
+def optimize(  # noqa: PLR0913 - the one call that users make; every option is a keyword
+    model: Model,
+    example_inputs: Any = None,
+    *,
+    prune: float | Prune | None = None,
+    quantize: str | Quantize | None = None,
+    recover: Any = None,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Callable[[ModelCall], float] | None = None,
+    max_drop: float | None = None,
+    objective: str = "latency",
+    target: str | Target = "onnxruntime",
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    recipe: Any = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a trained model, lower it to ONNX, prove every step and measure the result.
+
+    Without `prune` and `quantize` the call is lossless: fold, lower, prove, measure. The model is never
+    modified.
+
+    Args:
+        model: a module in evaluation mode, an exported or captured program, or a `.pt2` or `.fxc` path.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; inferred when absent.
+        prune: the share of the MACs to remove, such as 0.5, or `Prune(...)`.
+        quantize: `"int8"` or `Quantize(...)`; needs `calibration`.
+        recover: not built yet.
+        calibration: batches of typical inputs: a tensor, a tuple or dict of inputs, or (inputs, label). By
+            itself it quantizes nothing.
+        evaluate: `evaluate(f) -> float`, higher is better; `f` takes and returns what the model does (named
+            outputs as a dict), any batch, whether it is the original or an ONNX session.
+        max_drop: the most that the metric may lose, in its own unit.
+        objective: `"latency"`, the fastest candidate, or `"size"`, the smallest that is not much slower.
+        target: the runtime.
+        dynamic_shapes: dimensions beside the batch that vary.
+        input_names: names for the ONNX inputs, in order.
+        output_names: names for the ONNX outputs, in order.
+        opset: version of the ONNX operators.
+        threads: threads that latency is measured with.
+        batch: samples per timed call.
+        recipe: not built yet.
+        progress: called with the name of every step as it begins.
+
+    Raises:
+        InputError: an argument that cannot be, or a model in training mode.
+        CaptureError: the model cannot be captured as a graph.
+        BudgetError: the pruning budget is below the reachable minimum, or every candidate loses more than
+            `max_drop`.
+        LoweringError: the program has no ONNX form.
+        ProofError: a step does not compute what it must; nothing is returned.
+        NotSupported: a mode that is not built.
+    """
+    start = time.perf_counter()
+    refuse_unbuilt(recover, recipe)
+    request = Request(
+        prune=pruning_options(prune),
+        quantize=quantization_options(quantize),
+        calibration=calibration,
+        evaluate=evaluate,
+        max_drop=max_drop,
+        objective=objective,
+        target=resolve(target),
+        input_names=input_names,
+        output_names=output_names,
+        opset=opset,
+        threads=threads,
+        batch=batch,
+        progress=progress,
+    )
+    journal = Journal(progress)
+    with journal.step("capture"):
+        original = program_of(model, example_inputs, dynamic_shapes)
+    made = compress(request, original, journal)
+    candidates = _lowered(request, made, journal)
+    proofs = (*made.proofs, *_proven(made, candidates, journal))
+    with journal.step("measure"):
+        times = time_all(request, original, candidates)
+        errors = compare_outputs(request, made, candidates)
+    with journal.step("choose"):
+        choice = _chosen(request, original, candidates, times)
+    winner = next(item for item in candidates if item.name == choice.winner)
+    with journal.step("measure-memory"):
+        memory = peak_memories(request, original, (candidates[0], winner))
+    seconds = time.perf_counter() - start
+    findings = Findings(times, errors, memory, choice, proofs, tuple(journal.entries), seconds)
+    return _result(made, winner, report_of(request, made, candidates, findings), threads)
+
+
+def _lowered(request: Request, made: Compressed, journal: Journal) -> tuple[Candidate, ...]:
+    """Lower the original and what was made of it; a program that no pass changed is not lowered twice."""
+    programs = {ORIGINAL: made.original, FLOAT: made.deployed, INT8: made.quantized}
+    candidates: list[Candidate] = []
+    for name, program in programs.items():
+        if program is None:
+            continue
+        known = next((item for item in candidates if item.program is program), None)
+        if known is not None:
+            candidates.append(replace(known, name=name))
+            continue
+        with journal.step(f"lower-{name}"):
+            model = lower(
+                program,
+                opset=request.opset,
+                input_names=request.input_names,
+                output_names=request.output_names,
+            )
+            candidates.append(Candidate(name, program, model, model.SerializeToString()))
+    return tuple(candidates)
+
+
+def _proven(made: Compressed, candidates: Sequence[Candidate], journal: Journal) -> list[Proof]:
+    """Prove each lowered candidate against its program."""
+    proofs = []
+    for item in candidates[1:]:
+        with journal.step(f"prove-{item.name}"):
+            if item.name == FLOAT:
+                proofs.append(prove_float(item))
+            else:
+                proofs.append(prove_integers(made, item))
+    return proofs
+
+
+def _chosen(
+    request: Request, original: Program, candidates: Sequence[Candidate], times: Comparison
+) -> Choice:
+    """Choose by the measured times and, where the user gave one, the metric."""
+    forced = request.quantize is not None and request.quantize.precision == "full"
+    rules = Rules(request.objective, forced, request.max_drop)
+    if request.evaluate is None:
+        return choose(candidates, times, rules, None)
+    return choose(candidates, times, rules, partial(_metric, request, request.evaluate, original))
+
+
+def _metric(
+    request: Request, evaluate: Callable[[ModelCall], float], original: Program, item: Candidate
+) -> float:
+    """The user's metric: the original runs in torch, the others as the sessions they are deployed as."""
+    if item.name == ORIGINAL:
+        runner = program_runner(original)
+    else:
+        runner = session_runner(item.content, request.threads)
+    return evaluate_model(evaluate, as_model(original, runner), f"the {item.name} model")
+
+
+def _result(made: Compressed, winner: Candidate, report: Report, threads: int) -> Result:
+    if winner.name == ORIGINAL:
+        return Result(made.original, made.original, Plan(), winner.model, report, threads)
+    plan = Plan(made.pruning, made.quantization if winner.name == INT8 else None)
+    return Result(winner.program, made.trainable, plan, winner.model, report, threads)

@@ -1,0 +1,157 @@
+"""The arguments of one `optimize` call, checked before any work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxcompress.errors import InputError, NotSupported
+from fxcompress.graph.archive import load
+from fxcompress.graph.capture import capture
+from fxcompress.graph.program import Program
+from fxcompress.lowering.opsets import choose_opset
+from fxcompress.measure import ModelCall
+from fxcompress.pipeline import Progress
+from fxcompress.plan.pruning import Prune
+from fxcompress.plan.quantization import Quantize
+from fxcompress.targets.target import Target
+
+Model = nn.Module | ExportedProgram | Program | str | os.PathLike[str]
+OBJECTIVES = ("latency", "size")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. `optimize` documents the fields; `prune` and `quantize` are options by now."""
+
+    prune: Prune | None
+    quantize: Quantize | None
+    calibration: Iterable[Any] | None
+    evaluate: Callable[[ModelCall], float] | None
+    max_drop: float | None
+    objective: str
+    target: Target
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+    opset: int | None
+    threads: int
+    batch: int
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None and self.calibration is None:
+            raise InputError(
+                "quantize needs calibration data: ranges of activations are measured, not guessed",
+                hint="pass calibration=[batch, ...] or a DataLoader: some dozens of typical inputs; a batch "
+                "is a tensor, a tuple or dict of inputs, or (inputs, label)",
+            )
+        if self.evaluate is not None and not callable(self.evaluate):
+            raise InputError(
+                f"evaluate is a {type(self.evaluate).__name__}, not a function",
+                hint="pass a function of one argument: evaluate(f) calls f like the model, returns a float",
+            )
+        self._check_drop()
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}")
+        for name, value in (("threads", self.threads), ("batch", self.batch)):
+            if not _whole(value) or value < 1:
+                raise InputError(f"{name}={value!r} is not a positive number", hint=f"leave {name} out for 1")
+        choose_opset(self.opset)
+
+    def _check_drop(self) -> None:
+        if self.max_drop is None:
+            return
+        if self.evaluate is None:
+            raise InputError(
+                "max_drop needs evaluate: without a metric no loss can be measured",
+                hint="pass evaluate=function, where function(f) calls f like the model and returns a float",
+            )
+        if not (_number(self.max_drop) and self.max_drop >= 0):
+            raise InputError(
+                f"max_drop={self.max_drop!r} is not a loss of the metric",
+                hint="max_drop=0.01 accepts a metric that is lower by at most 0.01, in the metric's own unit",
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the report repeats of the arguments."""
+        return {
+            "prune": None if self.prune is None else vars(self.prune),
+            "quantize": None if self.quantize is None else vars(self.quantize),
+            "objective": self.objective,
+            "max_drop": self.max_drop,
+            "target": self.target.name,
+            "threads": self.threads,
+            "batch": self.batch,
+            "opset": self.opset,
+        }
+
+
+def pruning_options(prune: float | Prune | None) -> Prune | None:
+    """Turn `prune=0.5` into options; they check themselves."""
+    if prune is None or isinstance(prune, Prune):
+        return prune
+    if not _number(prune):
+        raise InputError(
+            f"prune={prune!r} is neither a share of the MACs nor a Prune",
+            hint="prune=0.5 removes half of the multiply-accumulates",
+        )
+    return Prune(ratio=float(prune))
+
+
+def quantization_options(quantize: str | Quantize | None) -> Quantize | None:
+    """Turn `quantize="int8"` into options; they check themselves."""
+    if quantize is None or isinstance(quantize, Quantize):
+        return quantize
+    if not isinstance(quantize, str):
+        raise InputError(f"quantize={quantize!r} is no scheme and no Quantize", hint='pass quantize="int8"')
+    return Quantize(scheme=quantize)
+
+
+def refuse_unbuilt(recover: object, recipe: object) -> None:
+    """Refuse the keywords whose layers are not built yet."""
+    if recover is not None:
+        raise NotSupported(
+            "recover= (fine-tuning, distillation) is not built",
+            hint="train result.trainable.module with your own loop, then optimize(result.trainable, ...)",
+        )
+    if recipe is not None:
+        raise NotSupported("recipe= is not built", hint="built: prune=, quantize= and the other keywords")
+
+
+def program_of(model: Model, example_inputs: Any, dynamic_shapes: Any) -> Program:
+    """Return the captured program of whatever the caller passed as the model; the model is left as it is.
+
+    Raises:
+        InputError: a file that is neither `.pt2` nor `.fxc`, a program in training mode, or example inputs
+            for a program that was captured with its own.
+    """
+    if not isinstance(model, Program) and not _is_archive(model):
+        return capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
+    if example_inputs is not None or dynamic_shapes is not None:
+        raise InputError(
+            "a captured program has its own example inputs and dynamic shapes",
+            hint="leave example_inputs and dynamic_shapes out, or pass the model itself",
+        )
+    program = model.copy() if isinstance(model, Program) else load(Path(model))
+    if program.training:
+        raise InputError("the program is in training mode", hint="call program.eval() first")
+    return program
+
+
+def _is_archive(model: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(model, str | os.PathLike) and Path(model).suffix.lower() == ".fxc"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
