@@ -204,11 +204,18 @@ def _from_mapping(signature: Signature, batch: dict[Any, Any]) -> list[Any]:
     for structure in structures:
         if pytree.tree_structure(structure) == signature.in_spec:
             return pytree.tree_leaves(structure)
+    batch = {_own_name(signature, key): value for key, value in batch.items()}
     missing = [name for name in signature.inputs if name not in batch]
     unknown = [key for key in batch if key not in signature.inputs and key not in LABELS]
     if missing or unknown:
         raise _misfit(signature, f"a dict with keys {sorted(map(str, batch))}")
     return [batch[name] for name in signature.inputs]
+
+
+def _own_name(signature: Signature, key: Any) -> Any:
+    """An argument called as a Python builtin, such as `input`, has a number in the graph: `input_1`."""
+    numbered = f"{key}_1"
+    return numbered if key not in signature.inputs and numbered in signature.inputs else key
 
 
 def _misfit(signature: Signature, found: str) -> InputError:

@@ -21,7 +21,6 @@ _OPTIONAL_NAME = re.compile(
 _QUALIFIED = re.compile(r"([A-Za-z0-9_@$-]+(\.[A-Za-z0-9_@$-]+)*)?", re.ASCII)
 _PAYLOAD = re.compile(r"(weight|tensor)_[0-9]+", re.ASCII)
 _PLAIN_TEXT = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]*")
-_SYMBOL_RANGE = re.compile(r"[A-Za-z_]{1,16}[0-9]{0,6}", re.ASCII)
 _SPEC_TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*", re.ASCII)
 _DEVICE = re.compile(r"[a-z]+(:[0-9]+)?", re.ASCII)
 _SPEC_KEY = re.compile(r"[A-Za-z0-9_.\- ]{0,255}", re.ASCII)
@@ -53,9 +52,8 @@ def check_model(model: Any) -> None:
 def _check_field(key: str, value: Any) -> None:
     if key in _FORBIDDEN_KEYS:
         raise Refused(f"it brings a custom object or a callable ({key})")
-    if key in _MAPS:
-        for name in value if isinstance(value, dict) else ():
-            _check_text(_MAPS[key], key, name)
+    for name in value if key in _MAPS and isinstance(value, dict) else ():
+        _MAPS[key](key, name)
     check = _CHECKS.get(key)
     if check is None or value is None or isinstance(value, list):  # the elements of a list come one by one
         return
@@ -207,15 +205,15 @@ _CHECKS: dict[str, Callable[[str, str], None]] = {
 }
 """What a text field must be, by its key."""
 
-_MAPS: dict[str, re.Pattern[str]] = {
+_MAPS: dict[str, Callable[[str, str], None]] = {
     **dict.fromkeys(
         (
             "tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "custom_obj_values",
             "as_string_to_argument", "opset_version", "metadata",
         ),
-        IDENTIFIER,
+        _matches(IDENTIFIER),
     ),
-    "treespec_namedtuple_fields": _SPEC_TYPE,
-    "range_constraints": _SYMBOL_RANGE,
+    "treespec_namedtuple_fields": _matches(_SPEC_TYPE),
+    "range_constraints": _expression,
 }  # fmt: skip
 """Fields that map the model's own names to something, and what such a name must be."""

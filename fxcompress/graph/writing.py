@@ -108,7 +108,7 @@ def _json(value: Any) -> str:
 
 
 def _tensor_table(module: nn.Module) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """A record per name, in the order that rebuilds the module, and each distinct tensor by its first name."""
+    """A record per name, in the order that rebuilds the module, and each distinct tensor by first name."""
     first_names = {name: names[0] for names in tied(module).values() for name in names}
     stored: dict[str, str] = {}
     records: list[dict[str, Any]] = []
