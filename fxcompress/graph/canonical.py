@@ -58,6 +58,7 @@ def canonical(
     _drop_checks(graph)
     _trim_metadata(graph)
     tensors, lifted = _tensors(module, exported)
+    _tensors_first(graph)
     _one_node_per_tensor(graph, tensors)
     signature, example, kept = _signature(graph, _out_spec(module), example, dynamic)
     program = Program.build(graph, tensors, signature, example)
@@ -134,24 +135,22 @@ def _one_node_per_tensor(graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> N
     """Tied names share the node of their first name; get_attr nodes nobody reads go."""
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
-        first.setdefault(same_tensor(tensor) if tensor.numel() else (name,), name)
-    nodes: dict[str, fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "get_attr":
-            continue
+        first.setdefault(_identity(name, tensor), name)
+    reads = [node for node in graph.nodes if node.op == "get_attr"]
+    nodes = {str(node.target): node for node in reversed(reads)}
+    for node in reads:
+        name = first[_identity(str(node.target), tensors[str(node.target)])]
+        kept = nodes.setdefault(name, node)
+        kept.target = name
+        if kept is not node:
+            node.replace_all_uses_with(kept)
+    for node in reads:
         if not node.users:
             graph.erase_node(node)
-            continue
-        tensor = tensors[str(node.target)]
-        name = first[same_tensor(tensor) if tensor.numel() else (str(node.target),)]
-        if name in nodes:
-            node.replace_all_uses_with(nodes[name])
-            graph.erase_node(node)
-        else:
-            if node.target != name:
-                node.target = name
-                node._rename(name.replace(".", "_"))
-            nodes[name] = node
+
+
+def _identity(name: str, tensor: torch.Tensor) -> tuple[object, ...]:
+    return same_tensor(tensor) if tensor.numel() else (name,)
 
 
 def _tensors_first(graph: fx.Graph) -> None:

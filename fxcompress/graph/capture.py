@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, CompressError, IllFormed, InputError
-from fxcompress.graph import agreement, dynamic, tracing
+from fxcompress.graph import agreement, dynamic, tracing, walk
 from fxcompress.graph.canonical import canonical
 from fxcompress.graph.inputs import infer_example, normalize
 from fxcompress.graph.program import Example, Program
@@ -124,7 +124,7 @@ def _symbols(exported: ExportedProgram, count: int) -> list[dict[int, str]]:
         dims: dict[int, str] = {}
         sizes: tuple[int | torch.SymInt, ...] = tuple(val.shape) if isinstance(val, torch.Tensor) else ()
         for dim, size in enumerate(sizes):
-            if isinstance(size, torch.SymInt):
+            if walk.varies(size):
                 default = dynamic.BATCH if dim == 0 and dynamic.BATCH not in names.values() else str(size)
                 dims[dim] = names.setdefault(str(size), default)
         found.append(dims)

@@ -80,7 +80,7 @@ def _kept(node: fx.Node) -> bool:
 def _concrete(val: Any) -> bool:
     """Whether a value has no symbolic size."""
     if isinstance(val, torch.Tensor):
-        return not any(isinstance(size, torch.SymInt) for size in val.shape)
+        return not any(walk.varies(size) for size in val.shape)
     if isinstance(val, tuple | list):
         return all(_concrete(item) for item in val)
     return not isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool)

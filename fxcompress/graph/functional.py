@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import edit, walk
@@ -52,13 +53,35 @@ def functionalize(program: Holder) -> list[str]:
     writes = [node for node in graph.nodes if mutates(node)]
     if not writes:
         return []
-    memory = {node: _occupied(val) for node, val in edit.infer(program)}
+    memory = _memory(program)
     notes: list[str] = []
     for node in writes:
         note = _Write(node, memory).rewrite()
         if note and note not in notes:
             notes.append(note)
     return notes
+
+
+def _memory(program: Holder) -> dict[fx.Node, Memory]:
+    """What every value occupies when the graph runs with the example's sizes.
+
+    Run without the Python dispatcher, whose decompositions copy where the real operators return their input.
+    """
+    mode = FakeTensorMode()
+    values: dict[fx.Node, Any] = {}
+    memory: dict[fx.Node, Memory] = {}
+    with torch.no_grad(), mode:
+        for node in program.module.graph.nodes:
+            if node.op == "placeholder":
+                val = walk.value(node)
+                values[node] = torch.empty(walk.hint_shape(node), dtype=val.dtype, device=val.device)
+            elif node.op == "get_attr":
+                values[node] = mode.from_tensor(walk.tensor(program, node))
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+            memory[node] = _occupied(values.get(node))
+    return memory
 
 
 def _occupied(val: Any) -> Memory:

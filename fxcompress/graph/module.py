@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
@@ -24,6 +25,10 @@ class ProgramModule(fx.GraphModule):
             self.recompile()
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
+        tensors = {name: copy.deepcopy(tensor, memo) for name, tensor in named_tensors(self)}
+        return _owning(copy_graph(self.graph), tensors, self.training)
+
 
 def assemble(
     graph: fx.Graph, tensors: Mapping[str, torch.Tensor], signature: Signature, *, training: bool = False
@@ -32,10 +37,14 @@ def assemble(
 
     `training` is the mode that the graph is in; no node changes.
     """
+    set_codegen(graph, signature)
+    return _owning(graph, tensors, training)
+
+
+def _owning(graph: fx.Graph, tensors: Mapping[str, torch.Tensor], training: bool) -> ProgramModule:
     module = ProgramModule(nn.Module(), fx.Graph(), "Program")
     for name, tensor in tensors.items():
         attach(module, name, tensor)
-    set_codegen(graph, signature)
     module.graph = graph
     for part in module.modules():
         part.training = training

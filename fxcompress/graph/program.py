@@ -79,8 +79,7 @@ class Program:
         for node, tensor in zip(walk.placeholders(self), flat, strict=False):
             expected = walk.shape(node)
             fits = len(expected) == tensor.ndim and all(
-                isinstance(size, torch.SymInt) or size == given
-                for size, given in zip(expected, tensor.shape, strict=True)
+                walk.varies(size) or size == given for size, given in zip(expected, tensor.shape, strict=True)
             )
             if not fits:
                 wanted = describe(walk.value(node), symbol_names(self))

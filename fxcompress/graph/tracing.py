@@ -19,6 +19,7 @@ from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, CompressError, InputError
+from fxcompress.graph import walk
 from fxcompress.graph.dynamic import Dynamic
 from fxcompress.graph.signature import Example
 
@@ -82,7 +83,7 @@ def confirmed(exported: ExportedProgram, dynamic: Dynamic) -> tuple[Dynamic, lis
     notes: list[str] = []
     for node, wanted in zip(users, dynamic.names, strict=True):
         val = node.meta.get("val")
-        kept = {dim: name for dim, name in wanted.items() if isinstance(val.shape[dim], torch.SymInt)}
+        kept = {dim: name for dim, name in wanted.items() if walk.varies(val.shape[dim])}
         lost = sorted(set(wanted.values()) - set(kept.values()))
         notes.extend(f"{name} of {node.name} is fixed: the model allows one size" for name in lost)
         names.append(kept)

@@ -55,7 +55,12 @@ def hint(size: int | torch.SymInt) -> int:
 
 def is_symbolic(node: fx.Node, dim: int) -> bool:
     """Whether a dimension's size depends on a dynamic input dimension."""
-    return isinstance(value(node).shape[dim], torch.SymInt)
+    return varies(value(node).shape[dim])
+
+
+def varies(size: int | torch.SymInt) -> bool:
+    """Whether a size is not one number; tracing may have found that a symbolic one is."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def placeholders(program: Holder) -> list[fx.Node]:

@@ -18,7 +18,7 @@ def well_formed(program: Program) -> None:
     """Raise IllFormed naming the node when the program breaks an invariant.
 
     Checked: inputs, then tensors, then operators, then one output; functional operators of the allow-list;
-    one get_attr node per tensor, each used; names and structures of the signature; metadata equal to inference.
+    one get_attr node per tensor, each used; names and structures of the signature; metadata as inferred.
     """
     _check_order(program)
     _check_tensors(program)

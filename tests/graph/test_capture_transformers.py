@@ -1,0 +1,51 @@
+"""Capture of transformers models: dynamic sequences, plain results, caches left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from fxcompress.graph.capture import capture
+from fxcompress.graph.wellformed import well_formed
+from tests.graph.models import tokens
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+SEQUENCE = {0: "batch", 1: "sequence"}
+
+
+@pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.slow)])
+def test_bert_takes_any_batch_and_sequence(attention: str) -> None:
+    config = transformers.BertConfig(**SMALL, intermediate_size=64, attn_implementation=attention)
+    model = transformers.BertModel(config).eval()
+    example = {"input_ids": tokens(1), "attention_mask": torch.ones(1, 12, dtype=torch.int64)}
+    program = capture(model, example, dynamic_shapes={name: {1: "sequence"} for name in example})
+    well_formed(program)
+    assert program.signature.dynamic == {"input_ids": SEQUENCE, "attention_mask": SEQUENCE}
+    assert program.signature.outputs == ("last_hidden_state", "pooler_output")
+    assert program.signature.out_spec.type is dict
+    inputs = {"input_ids": tokens(3, 7), "attention_mask": (tokens(3, 7) > 20).long()}
+    found, expected = program(**inputs), model(**inputs)
+    for name in program.signature.outputs:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+def test_llama_leaves_its_cache_out(attention: str) -> None:
+    config = transformers.LlamaConfig(
+        **SMALL, num_key_value_heads=2, intermediate_size=64, attn_implementation=attention
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    program = capture(model, {"input_ids": tokens()}, dynamic_shapes={"input_ids": {1: "sequence"}})
+    assert program.signature.outputs == ("logits",)
+    assert any("use_cache is fixed at False" in note for note in program.notes)
+    ids = tokens(1, 9)
+    torch.testing.assert_close(program(input_ids=ids)["logits"], model(input_ids=ids, use_cache=False).logits)
+
+
+def test_swin_masks_written_by_slices_are_constants() -> None:
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[2], num_heads=[2], window_size=4
+    )
+    program = capture(transformers.SwinModel(config).eval(), torch.randn(1, 3, 32, 32))
+    assert not any("scatter" in str(node.target) for node in program.graph.nodes)
