@@ -6,7 +6,8 @@ policy:
 - a candidate that loses more of the metric than `max_drop` is out;
 - `objective="latency"`: the fastest is in front; one that ties with it (not slower by 2 % beyond doubt) and
   has a smaller file takes its place;
-- `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the original;
+- `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the
+  original;
 - `Quantize(precision="full")` asks for the int8 model and gets it;
 - nothing that is slower than the original beyond doubt is handed out otherwise: the original is.
 """

@@ -116,17 +116,21 @@ def _taken(program: Program, batches: Iterable[Batch]) -> Iterator[Batch]:
     for batch in batches:
         size = batch[0].shape[0] if batch[0].dim() else 1
         if symbol is not None and size > left:
-            batch, size = [_first(program, i, value, left) for i, value in enumerate(batch)], left
+            batch, size = leading(program, batch, left), left
         yield batch
         left -= size
         if left <= 0:
             return
 
 
-def _first(program: Program, index: int, value: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the first samples of one input, where its first dimension counts them."""
-    dims = program.signature.dynamic.get(program.signature.inputs[index], {})
-    return value[:count] if dims.get(0) == batch_symbol(program) else value
+def leading(program: Program, batch: Batch, count: int) -> Batch:
+    """Return the first samples of a batch of flat inputs, or all of it where the batch is static."""
+    symbol = batch_symbol(program)
+    counted = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
+    return [
+        value[:count] if symbol is not None and mark == symbol else value
+        for value, mark in zip(batch, counted, strict=True)
+    ]
 
 
 def _notes(pruning: PruningPlan | None, quantization: QuantizationPlan | None) -> tuple[str, ...]:

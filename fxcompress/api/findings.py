@@ -14,7 +14,7 @@ from fxcompress.api.candidates import INT8, ORIGINAL, Candidate, Choice
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
-from fxcompress.graph.walk import output_values
+from fxcompress.lowering.provenance import values
 from fxcompress.measure import Difference, as_array, differences, program_runner, resized, session_runner
 from fxcompress.passes.contract import Decline
 from fxcompress.pipeline import Entry
@@ -151,19 +151,13 @@ def _operators(winner: Candidate, plan: QuantizationPlan | None) -> Operators | 
     if plan is None or winner.name != INT8:
         return None
     executors = executor_of(executed(winner.content))
-    shown = _names_shown(winner)
+    shown = values(winner.model)
     fallbacks = tuple(
         name
         for name in plan.intended
         if (operator := executors.get(shown.get(name, name))) is None or not operator.integer
     )
     return Operators(len(plan.intended), len(plan.intended) - len(fallbacks), fallbacks)
-
-
-def _names_shown(item: Candidate) -> dict[str, str]:
-    """Return the names in the file of the nodes that are outputs; the others keep their own."""
-    outputs = [value.name for value in item.model.graph.output]
-    return {node.name: name for node, name in zip(output_values(item.program), outputs, strict=True)}
 
 
 def _notes(request: Request, made: Compressed, winner: Candidate, samples: int) -> tuple[str, ...]:

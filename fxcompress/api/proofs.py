@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from fxcompress.api.candidates import Candidate
-from fxcompress.api.compress import Compressed
+from fxcompress.api.compress import Compressed, leading
 from fxcompress.proof.integer import integer_bound
 from fxcompress.proof.parity import float_parity
 from fxcompress.report.report import Proof
 
 PROOF_SAMPLES = 4
-"""Samples that an int8 model is proven on; each is run operator by operator."""
+"""Samples that an int8 model is proven on: it runs operator by operator and hands out every quantized value."""
 
 
 def prove_float(item: Candidate) -> Proof:
     """Prove a float model against its program, on the example; raises ProofError."""
     found = float_parity(item.program, item.model, item.program.flat_example())
-    return Proof("float-parity", found.error, found.bound, "session against program")
+    detail = f"session against program, float32; the bound is 8 times the rounding of {found.output!r}"
+    return Proof("float-parity", found.error, found.bound, detail)
 
 
 def prove_integers(made: Compressed, item: Candidate) -> Proof:
     """Prove an int8 model against its program, on calibration samples; raises ProofError."""
-    found = integer_bound(made.deployed, item.program, item.model, made.samples[0])
-    return Proof("integer-bound", found.error, found.bound, "session against program")
+    inputs = leading(made.original, made.samples[0], PROOF_SAMPLES)
+    found = integer_bound(made.deployed, item.program, item.model, inputs)
+    detail = (
+        f"session against program at {found.output!r}, the bound is half of the quantization error; "
+        f"{found.off_by_one:.2%} of the integers at {found.quantizers} quantizations are off, by one step"
+    )
+    return Proof("integer-bound", found.error, found.bound, detail)
