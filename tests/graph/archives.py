@@ -38,7 +38,7 @@ class Small(nn.Module):
 
 @cache
 def small() -> Program:
-    """The program of `Small`: a frozen channels-last weight, a note, a history. Shared: copy before editing."""
+    """The program of `Small`: a frozen channels-last weight, a note, a history. Shared: copy to edit."""
     torch.manual_seed(0)
     model = Small().eval()
     model.conv.weight.requires_grad_(False)
