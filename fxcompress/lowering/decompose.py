@@ -1,0 +1,141 @@
+"""Operators the exporter cannot translate, taken apart in place.
+
+`torch.onnx.export` has the whole program traced again to decompose the few operators it has no ONNX form for
+(of the 50 that our test networks use: batch_norm, adaptive_avg_pool2d, conv_transpose2d, diff, `&` and
+casts). That costs half of the export's time and gives most nodes new names. Here only those operators are
+traced, one at a time, on the fake values of their inputs, and what they decompose to takes their place; every
+other node stays, name included.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+ORIGIN = "fxcompress_origin"
+"""Metadata of a decomposed node: the name of the node it is a part of."""
+
+Table = Mapping[Any, Callable[..., Any]]
+
+
+class LocalProgram(ExportedProgram):
+    """An exported program that decomposes only what needs it, where it stands.
+
+    Falls back to torch's own whole trace for an operator whose parts need tensors of their own or have no
+    ONNX form either; that trace records origins in `meta["from_node"]`.
+    """
+
+    def run_decompositions(
+        self, decomp_table: Table | None = None, decompose_custom_triton_ops: bool = False
+    ) -> ExportedProgram:
+        """Decompose in place and return the program itself, or a new one from the whole trace."""
+        if decomp_table is not None and decompose(self.graph_module.graph, decomp_table, translatable()):
+            self.graph_module.recompile()
+            return self
+        table = None if decomp_table is None else dict(decomp_table)
+        return super().run_decompositions(table, decompose_custom_triton_ops)
+
+
+@cache
+def translatable() -> frozenset[Any]:
+    """The operators that torch's exporter has an ONNX form for."""
+    return frozenset(get_onnx_implemented_overloads(ONNXRegistry.from_torchlib()))
+
+
+def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> bool:
+    """Replace every operator that is not `known` by its parts, in place; False, and no change, if that is
+    impossible.
+
+    Every node must have its `meta["val"]`, with fake tensors of one mode.
+    """
+    traced: list[tuple[fx.Node, fx.Graph]] = []
+    for node in graph.nodes:
+        if _is_unknown(node, known):
+            parts = _trace(node, table)
+            if not _can_splice(node, parts, known):
+                return False
+            traced.append((node, parts))
+    for node, parts in traced:
+        _splice(graph, node, parts)
+    graph.eliminate_dead_code()
+    return True
+
+
+def _is_unknown(node: fx.Node, known: Collection[Any]) -> bool:
+    return (
+        node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and node.target not in known
+    )
+
+
+def _trace(node: fx.Node, table: Table) -> fx.Graph:
+    """The graph of one operator, decomposed, with the operator's input nodes as placeholders in order."""
+    inputs = node.all_input_nodes
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    with torch.no_grad():
+        module = make_fx(functionalize(call), decomposition_table=dict(table))(
+            *[one.meta["val"] for one in inputs]
+        )
+    return module.graph
+
+
+def _can_splice(node: fx.Node, parts: fx.Graph, known: Collection[Any]) -> bool:
+    for part in parts.nodes:
+        if part.op == "get_attr":
+            return False
+        if _is_unknown(part, known):
+            return False
+    several = isinstance(parts.output_node().args[0], tuple | list)
+    return not several or all(user.target is operator.getitem for user in node.users)
+
+
+def _splice(graph: fx.Graph, node: fx.Node, parts: fx.Graph) -> None:
+    """Put a traced operator in the place of `node`."""
+    placed: dict[fx.Node, Any] = {}
+    inputs = iter(node.all_input_nodes)
+    with graph.inserting_before(node):
+        for part in parts.nodes:
+            if part.op == "placeholder":
+                placed[part] = next(inputs)
+            elif part.op == "call_function":
+                placed[part] = graph.node_copy(part, placed.__getitem__)
+                _inherit(placed[part], node)
+    results: Any = fx.map_arg(parts.output_node().args[0], placed.__getitem__)
+    if isinstance(results, tuple | list):
+        for user in list(node.users):
+            position: Any = user.args[1]
+            _replace(graph, user, results[position])
+        graph.erase_node(node)
+    else:
+        _replace(graph, node, results)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, result: fx.Node) -> None:
+    """Let the readers of `node` read `result`, which from now on is what `node` was."""
+    node.replace_all_uses_with(result)
+    if ORIGIN in result.meta:
+        result.meta[ORIGIN] = node.name
+    graph.erase_node(node)
+
+
+def _inherit(part: fx.Node, node: fx.Node) -> None:
+    part.meta[ORIGIN] = node.name
+    for key in ("nn_module_stack", "stack_trace"):
+        if key in node.meta:
+            part.meta[key] = node.meta[key]

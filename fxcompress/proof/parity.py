@@ -1,0 +1,155 @@
+"""A float program against its ONNX session: equal up to the rounding of float32.
+
+How much two correct float32 evaluations may differ depends on the network: a deep one amplifies rounding. So
+the bound is not a constant but is measured on the program itself:
+
+    |session - program in float64|  <=  8 max|program in float32 - program in float64|  +  64 eps max|output|
+
+The first term is what rounding does to this network on this input; the session rounds in other places (other
+summation orders, fused and blocked kernels, polynomial approximations of exp and erf), which is another draw
+of the same error, and 8 is room for an unlucky one. The second term covers networks so shallow that the
+program in float32 happens to be exact: a sum of n terms is off by some sqrt(n) eps, and fan-ins reach
+thousands. Together they stay near 1e-5 of the largest output, a thousandth of what a weight off by a percent
+does.
+
+Integer and boolean outputs must be equal; infinities and NaN must be in the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from fxcompress.errors import ProofError
+from fxcompress.graph import walk
+from fxcompress.graph.execute import Executor, run_flat
+from fxcompress.graph.program import Program
+from fxcompress.proof.exposure import inner_values, outputs_of
+
+ROOM = 8.0
+FLOOR = 64.0 * float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The output that comes closest to its bound: its largest absolute error, the bound, and its name."""
+
+    error: float
+    bound: float
+    output: str
+
+
+def float_parity(program: Program, model: onnx.ModelProto, inputs: Sequence[torch.Tensor]) -> Parity:
+    """Prove that the optimising session computes what the program computes.
+
+    Args:
+        program: a float32 program in evaluation mode.
+        model: what `lower(program)` returned.
+        inputs: flat inputs, in the order of `program.signature.inputs`.
+
+    Raises:
+        ProofError: an output is further away than rounding explains; names the first operator that is.
+        SessionError: the model does not load or does not take the inputs.
+    """
+    results = outputs_of(model, inputs, optimize=True)
+    exact = program.to(torch.float64)
+    single = [_array(tensor) for tensor in run_flat(program, inputs)]
+    double = [_array(tensor) for tensor in run_flat(exact, [_double(tensor) for tensor in inputs])]
+    if not len(results) == len(single) == len(program.signature.outputs):
+        raise ProofError(f"the session has {len(results)} outputs and the program {len(single)}")
+    judged = [
+        _judge(name, *arrays)
+        for name, *arrays in zip(program.signature.outputs, results, single, double, strict=True)
+    ]
+    worst = max(judged, key=_closeness)
+    if not worst.error <= worst.bound:
+        node = _first_divergence(program, model, inputs)
+        raise ProofError(
+            f"output {worst.output!r} of the ONNX session is {worst.error:.3g} away from the program; "
+            f"rounding explains {worst.bound:.3g}",
+            node=node.format_node() if node is not None else None,
+            source=walk.source(node) if node is not None else None,
+            hint="the first operator that differs is shown" if node is not None else None,
+        )
+    return worst
+
+
+def _judge(name: str, result: NDArray[Any], single: NDArray[Any], double: NDArray[Any]) -> Parity:
+    """Compare one output; a difference in kind counts as an infinite error."""
+    if result.shape != single.shape or result.dtype != single.dtype:
+        raise ProofError(
+            f"output {name!r} is {result.dtype}{list(result.shape)} in the session and "
+            f"{single.dtype}{list(single.shape)} in the program"
+        )
+    if not np.issubdtype(result.dtype, np.floating):
+        return Parity(0.0 if np.array_equal(result, single) else float("inf"), 0.0, name)
+    finite = np.isfinite(single)
+    if not np.array_equal(result[~finite], single[~finite].astype(result.dtype), equal_nan=True):
+        return Parity(float("inf"), 0.0, name)
+    if not finite.any():
+        return Parity(0.0, 0.0, name)
+    exact = double[finite]
+    error = np.abs(result[finite] - exact).max()
+    rounding = np.abs(single[finite] - exact).max()
+    return Parity(float(error), float(ROOM * rounding + FLOOR * np.abs(exact).max()), name)
+
+
+def _closeness(parity: Parity) -> float:
+    if parity.bound > 0.0:
+        return parity.error / parity.bound
+    return float("inf") if parity.error != 0.0 else 0.0
+
+
+def _first_divergence(
+    program: Program, model: onnx.ModelProto, inputs: Sequence[torch.Tensor]
+) -> fx.Node | None:
+    """The first node whose own computation differs between the program and the unoptimised session, if one
+    does.
+
+    Every node is given the session's inputs, so that what went wrong before it does not count against it.
+    """
+    nodes = [node for node in program.graph.nodes if node.op == "call_function" and walk.is_tensor(node)]
+    inner = inner_values(model, [node.name for node in nodes], inputs)
+    comparer = _Comparer(program, inner)
+    with torch.no_grad():
+        comparer.run_flat(list(inputs))
+    return comparer.first
+
+
+class _Comparer(Executor):
+    """Runs a program on the session's values and remembers the first node that disagrees by a part in a
+    thousand.
+    """
+
+    def __init__(self, program: Program, inner: dict[str, NDArray[Any]]) -> None:
+        super().__init__(program)
+        self.inner = inner
+        self.first: fx.Node | None = None
+
+    def after(self, node: fx.Node, value: Any) -> Any:
+        """Compare with the session's value and go on with that one."""
+        theirs = self.inner.get(node.name)
+        if theirs is None or self.first is not None or not isinstance(value, torch.Tensor):
+            return value
+        mine = _array(value)
+        scale = np.abs(mine.astype(np.float64)).max(initial=0.0)
+        if mine.shape != theirs.shape or not np.allclose(mine, theirs, 1e-3, 1e-4 * scale, equal_nan=True):
+            self.first = node
+            return value
+        return torch.from_numpy(theirs.copy()).to(value.dtype)
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    array: NDArray[Any] = torch.as_tensor(tensor).detach().cpu().numpy()
+    return array
