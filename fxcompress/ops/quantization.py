@@ -127,10 +127,11 @@ ROLES: Mapping[Any, Role] = MappingProxyType(
                 aten.alias.default,
                 aten.pixel_shuffle.default,
                 aten.channel_shuffle.default,
-                aten.upsample_nearest2d.vec,
             ),
             _LAYOUT,
         ),
+        aten.upsample_nearest2d.vec: Role(Kind.LAYOUT, ("input",)),
+        aten.upsample_bilinear2d.vec: Role(Kind.SMOOTH, ("input",)),
         **dict.fromkeys(
             (
                 aten.batch_norm.default,
@@ -157,7 +158,6 @@ ROLES: Mapping[Any, Role] = MappingProxyType(
                 aten.sub.Tensor,
                 aten.div.Tensor,
                 aten.neg.default,
-                aten.upsample_bilinear2d.vec,
             ),
             Role(Kind.SMOOTH),
         ),

@@ -94,8 +94,7 @@ class _Placer:
             for node in self.calls
             if (row := role(node)) and is_contraction(node)
         }
-        for node in [node for node, fault in faults.items() if fault is None]:
-            faults[node] = self._sharing_fault(node, faults)
+        faults |= {node: self._sharing_fault(node, faults) for node, fault in faults.items() if fault is None}
         for node, fault in faults.items():
             if fault is not None:
                 self.result.declined[node.name] = fault
