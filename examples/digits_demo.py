@@ -16,6 +16,7 @@ from rich.console import Console
 
 import fxcompress
 from examples import digits
+from fxcompress.cli.console import Steps
 from fxcompress.errors import CompressError
 from fxcompress.report import tables
 from fxcompress.report.report import Report
@@ -42,14 +43,16 @@ def main() -> int:
     validation = digits.accuracy(model, data.validation)
     console.print(f"trained in {time.perf_counter() - start:.1f} s: validation accuracy {validation:.4f}")
     images = data.train.images[:CALIBRATION_IMAGES]
-    result = fxcompress.optimize(
-        model,
-        images[:2],
-        prune=0.5,
-        quantize="int8",
-        calibration=images.split(32),
-        evaluate=lambda forward: digits.accuracy(forward, data.test),
-    )
+    with Steps() as step:
+        result = fxcompress.optimize(
+            model,
+            images[:2],
+            prune=0.5,
+            quantize="int8",
+            calibration=images.split(32),
+            evaluate=lambda forward: digits.accuracy(forward, data.test),
+            progress=step,
+        )
     console.print(tables.overview(result.report))
     result.save(options.output)
     console.print(f"wrote {options.output}/ in {time.perf_counter() - start:.1f} s altogether")
@@ -59,7 +62,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("out/demo"), help="folder for the four files")
-    parser.add_argument("--epochs", type=int, default=14, help="passes over the training images")
+    parser.add_argument("--epochs", type=int, default=digits.EPOCHS, help="passes over the training images")
     return parser.parse_args()
 
 
