@@ -6,6 +6,7 @@ import importlib
 import sys
 import traceback
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,13 +170,25 @@ def calibration(spec: str, batch: int) -> Any:
     return Arrays(arrays, batch)
 
 
+_DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    AttributeError,
+    RuntimeError,  # "encrypted", and as NotImplementedError "patched data"
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy, zipfile and zlib raise on a file that is no `.npz` or is damaged."""
+
+
 def npz(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a `.npz` file; objects that would need unpickling are refused."""
     existing(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"{path} is not a .npz file of plain arrays: {error}",
             hint="write it with np.savez(path, input_name=array)",
