@@ -174,7 +174,7 @@ _DAMAGED = (
     ValueError,
     OSError,
     EOFError,
-    AttributeError,
+    TypeError,  # a `.npy`, which is no context manager
     RuntimeError,  # "encrypted", and as NotImplementedError "patched data"
     zipfile.BadZipFile,
     zlib.error,
@@ -186,7 +186,7 @@ def npz(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a `.npz` file; objects that would need unpickling are refused."""
     existing(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except _DAMAGED as error:
         raise InputError(

@@ -33,3 +33,9 @@ def test_damage_is_a_typed_error(compressed: Path, position: float, noise: bytes
     except InputError:
         return
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
+
+
+def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(3))
+    with pytest.raises(InputError, match="not a .npz file"):
+        npz(tmp_path / "a.npy")
