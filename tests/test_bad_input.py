@@ -80,7 +80,7 @@ WRONG_ARGUMENTS = [
     ("prune zero", {"prune": 0.0}, InputError, "0"),
     ("prune negative", {"prune": -0.5}, InputError, "-0.5"),
     ("prune of the wrong type", {"prune": "half"}, InputError, "half"),
-    ("unreachable budget", {"prune": 0.999}, BudgetError, "reach"),
+    ("unreachable budget", {"prune": 0.999}, BudgetError, "down to"),
     ("int8 without data", {"quantize": "int8"}, InputError, "calibration"),
     ("unknown precision", {"quantize": "int3"}, CompressError, "int3"),
     ("NaN in calibration", {"quantize": "int8", "calibration": batch_with_nan()}, InputError, "NaN"),
@@ -119,7 +119,7 @@ WRONG_MODELS = [
     ("control flow on data", Branching().eval(), torch.randn(2, 4), CaptureError),
     ("wrong example shape", Net().eval(), torch.randn(2, 5, 8, 8), InputError),
     ("wrong example type", Net().eval(), "an image", InputError),
-    ("training mode", Net().train(), images(), InputError),
+    ("training mode", nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), images(), InputError),
     ("no model", "a string that is no path", None, InputError),
     ("a class", Net, images(), InputError),
 ]

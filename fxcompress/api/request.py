@@ -58,7 +58,10 @@ class Request:
             )
         self._check_drop()
         if self.objective not in OBJECTIVES:
-            raise InputError(f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}")
+            raise InputError(
+                f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}",
+                hint="latency hands out the fastest candidate, size the smallest that is not much slower",
+            )
         for name, value in (("threads", self.threads), ("batch", self.batch)):
             if not _whole(value) or value < 1:
                 raise InputError(f"{name}={value!r} is not a positive number", hint=f"leave {name} out for 1")
