@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import CaptureError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.folding import fold_constants
-from fxcompress.graph.functional import functionalize
+from fxcompress.graph.functional import functionalize, mutates
 from fxcompress.graph.module import named_tensors, same_tensor, used_names
 from fxcompress.graph.precision import converted
 from fxcompress.graph.program import Example, Program, Signature
@@ -63,14 +63,12 @@ def canonical(
     signature, example, kept = _signature(graph, _out_spec(module), example, dynamic)
     program = Program.build(graph, tensors, signature, example)
     program.notes.extend([*notes, *kept])
+    written = any(mutates(node) for node in graph.nodes)
     program.notes.extend(functionalize(program))
+    folded = fold_constants(program, lifted)
     edit.tidy(program)
-    edit.reinfer(program)
-    fold_constants(program, lifted)
-    edit.tidy(program)
-    _tensors_first(program.graph)
-    edit.tidy(program)
-    edit.reinfer(program)
+    if written or folded:
+        edit.reinfer(program)
     return program
 
 

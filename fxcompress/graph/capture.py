@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -18,6 +18,7 @@ from fxcompress.graph import agreement, dynamic, tracing, walk
 from fxcompress.graph.canonical import canonical
 from fxcompress.graph.inputs import infer_example, normalize
 from fxcompress.graph.program import Example, Program
+from fxcompress.graph.python_modes import notes_on_modes, refuse_training
 from fxcompress.graph.screen import screen_pt2
 from fxcompress.graph.wellformed import well_formed
 
@@ -50,11 +51,25 @@ def capture(
         model = _load(Path(model), trust)
     if isinstance(model, ExportedProgram):
         return _from_exported(model, example_inputs)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a {type(model).__name__} is not a model", hint=_HOW)
-    _refuse_training(model)
+    model = _unwrapped(model)
+    refuse_training(model)
     example = normalize(example_inputs) if example_inputs is not None else infer_example(model)
     return _from_module(model, _keywords(model, example), dynamic_shapes)
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """The module inside `torch.compile`'s or a data-parallel wrapper; raises InputError for what is none."""
+    while isinstance(model, OptimizedModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a {type(model).__name__} is not a model", hint=_HOW)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "a TorchScript module has no Python to capture", hint="pass the module it was made from"
+        )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError("the model has no weights: it is on the meta device", hint="load its weights first")
+    return model
 
 
 def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Program:
@@ -69,7 +84,7 @@ def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Pro
         program = _trace(model, example, static)
         size = next(leaf.shape[0] for leaf in program.flat_example() if leaf.ndim)
         program.notes.append(f"the batch is fixed at {size}; a dynamic one failed: {refusal.message}")
-    program.notes.extend(notes)
+    program.notes.extend([*notes, *notes_on_modes(model)])
     return program
 
 
@@ -109,7 +124,15 @@ def _from_exported(exported: ExportedProgram, example_inputs: Any) -> Program:
     notes = [] if any(0 in dims for dims in names) else [fixed]
     program = canonical(exported, example, names, notes)
     well_formed(program)
+    module = exported.module(check_guards=False)
+    static = dynamic.Dynamic(tuple({} for _ in leaves))
+    agreement.check(lambda variant: _run(module, variant), program, example, static)
     return program
+
+
+def _run(module: nn.Module, example: Example) -> Any:
+    with torch.no_grad():
+        return module(*example.args, **example.kwargs)
 
 
 def _symbols(exported: ExportedProgram, count: int) -> list[dict[int, str]]:
@@ -162,31 +185,3 @@ def _keywords(model: nn.Module, example: Example) -> Example:
 
 def _has_tensor(tree: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree))
-
-
-def _refuse_training(model: nn.Module) -> None:
-    """Refuse a module that would compute something else in evaluation mode."""
-    for name, module in model.named_modules():
-        if module.training and _reads_mode(module):
-            raise InputError(
-                f"the model is in training mode ({name or 'the model'}: {type(module).__name__})",
-                hint="call model.eval() before capturing; program.train() brings training mode back",
-            )
-
-
-def _reads_mode(module: nn.Module) -> bool:
-    """Whether a module's class looks at `self.training`, except a dropout that drops nothing."""
-    if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
-        return False
-    classes = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
-    functions = [value for kind in classes for value in vars(kind).values()]
-    return any(
-        "training" in names for value in functions for names in _names(getattr(value, "__code__", None))
-    )
-
-
-def _names(code: CodeType | None) -> list[tuple[str, ...]]:
-    if code is None:
-        return []
-    inner = [names for const in code.co_consts if isinstance(const, CodeType) for names in _names(const)]
-    return [code.co_names, *inner]

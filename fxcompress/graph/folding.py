@@ -30,8 +30,11 @@ _TEMPLATED = frozenset(
 """Factories that read only the type and shape of their first argument."""
 
 
-def fold_constants(program: Program, lifted: Collection[str] = ()) -> None:
-    """Replace the last nodes of constant subgraphs by stored tensors; a note says what exceeded the limit."""
+def fold_constants(program: Program, lifted: Collection[str] = ()) -> bool:
+    """Replace the last nodes of constant subgraphs by stored tensors; returns whether there were any.
+
+    A note says what exceeded the limit.
+    """
     constant = _constant_nodes(program, lifted)
     frontier = [
         node
@@ -42,7 +45,7 @@ def fold_constants(program: Program, lifted: Collection[str] = ()) -> None:
         and any(user not in constant for user in node.users)
     ]
     if not frontier:
-        return
+        return False
     values = _evaluate(program, constant)
     spent = 0
     for node in frontier:
@@ -55,6 +58,7 @@ def fold_constants(program: Program, lifted: Collection[str] = ()) -> None:
         stored = edit.add_tensor(program, f"constant_{node.name}", tensor)
         stored.meta.update({key: node.meta[key] for key in edit.INHERITED if key in node.meta})
         edit.replace_uses(node, stored)
+    return True
 
 
 def _constant_nodes(program: Program, lifted: Collection[str]) -> set[fx.Node]:

@@ -99,6 +99,9 @@ class Program:
         tensors = dict(named_tensors(self.module))
         return self._with(tensors if share else converted(tensors, None), self.example)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self.copy(share=False)
+
     def to(self, dtype: torch.dtype) -> Program:
         """A copy that computes in `dtype`: floating tensors, example and float32 casts are converted."""
         args, kwargs = pytree.tree_map_only(

@@ -10,8 +10,10 @@ import torch
 from torch import fx
 
 from fxcompress.graph import walk
+from fxcompress.graph.module import same_tensor, tied
 from fxcompress.graph.signature import Holder
 
+_TO_THE_END = 2**63 - 1
 _WORD = re.compile(r"\w+")
 
 
@@ -23,9 +25,10 @@ def listing(program: Holder) -> str:
         f"  {node.name}: {describe(node.meta.get('val'), named)}" for node in walk.placeholders(program)
     ]
     lines.append("tensors:")
+    names = tied(program.module)
     for node in walk.tensor_nodes(program):
         kind = "parameter" if isinstance(walk.tensor(program, node), torch.nn.Parameter) else "buffer"
-        also = [name for name in walk.aliases(program, str(node.target)) if name != node.target]
+        also = _others(names, walk.tensor(program, node), str(node.target))
         tied_to = f" = {', '.join(also)}" if also else ""
         lines.append(f"  {node.name}: {describe(node.meta.get('val'), named)} {kind} {node.target}{tied_to}")
     lines.append("operators:")
@@ -35,6 +38,11 @@ def listing(program: Holder) -> str:
     for name, node in zip(program.signature.outputs, walk.output_values(program), strict=True):
         lines.append(f"  {name}: {describe(node.meta.get('val'), named)} = {node.name}")
     return "\n".join(lines)
+
+
+def _others(names: dict[tuple[object, ...], list[str]], tensor: torch.Tensor, name: str) -> list[str]:
+    """The other names of a tensor."""
+    return [other for other in names.get(same_tensor(tensor), []) if other != name]
 
 
 def line(node: fx.Node, named: Callable[[str], str] = str) -> str:
@@ -96,4 +104,6 @@ def _argument(arg: Any) -> str:
         return f"[{', '.join(_argument(item) for item in arg)}]"
     if isinstance(arg, torch.dtype):
         return _short(arg)
+    if arg is not True and arg == _TO_THE_END:
+        return "end"
     return str(arg)

@@ -247,6 +247,29 @@ def test_what_is_no_model_is_refused() -> None:
         capture(3)  # type: ignore[arg-type]
 
 
+def test_wrappers_around_a_model_are_looked_through_or_refused() -> None:
+    inner = nn.Linear(4, 4).eval()
+    for wrapped in (torch.compile(inner), nn.DataParallel(inner)):
+        assert "weight" in dict(capture(wrapped.eval(), torch.randn(2, 4)).module.named_parameters())
+    with pytest.raises(InputError, match="meta"):
+        capture(nn.Linear(4, 4, device="meta"), torch.randn(2, 4))
+
+
+def test_what_training_will_not_bring_back_is_noted() -> None:
+    program = capture(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 5, 8))
+    assert any("MultiheadAttention" in note and "self.training" in note for note in program.notes)
+    norm = nn.Sequential(nn.BatchNorm1d(4, momentum=None)).eval()
+    assert any("cumulative" in note for note in capture(norm, torch.randn(2, 4)).notes)
+    assert capture(SmallNet().eval(), image(2, 3, 8)).notes == []
+
+
+def test_spatial_dimensions_may_vary_together_with_the_batch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).eval()
+    program = capture(model, image(1, 3, 8), dynamic_shapes=({0: "batch", 2: "height", 3: "width"},))
+    wide = torch.randn(3, 3, 12, 20)
+    torch.testing.assert_close(program(wide), model(wide))
+
+
 def test_constants_are_folded_and_parameters_are_not() -> None:
     def forward(model: Any, x: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(6, 6)

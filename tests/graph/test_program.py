@@ -57,6 +57,12 @@ def test_a_copy_is_the_same_program(program: Program) -> None:
     torch.testing.assert_close(own(image(1, 3, 8)), program(image(1, 3, 8)))
 
 
+def test_a_deep_copy_owns_its_tensors(program: Program) -> None:
+    own = copy.deepcopy(program)
+    assert str(own) == str(program)
+    assert own.module.get_parameter("fc.weight") is not program.module.get_parameter("fc.weight")
+
+
 def test_a_copy_without_sharing_keeps_ties() -> None:
     own = capture(Tied().eval(), torch.randn(2, 6)).copy(share=False)
     assert own.module.get_parameter("first.weight") is own.module.get_parameter("second.weight")

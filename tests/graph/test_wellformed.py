@@ -107,7 +107,8 @@ def constant_output(program: Program) -> None:
 BREAKS = [
     in_place, python_function, reading_files, module_call, late_tensor, unused_tensor,
     stored_tensor_without_node, missing_tensor, same_tensor_twice, wrong_size, stale_metadata,
-    changed_operator, no_metadata, wrong_input_name, wrong_output_count, wrong_dynamic, static_claimed, constant_output,
+    changed_operator, no_metadata, wrong_input_name, wrong_output_count, wrong_dynamic,
+    static_claimed, constant_output,
 ]  # fmt: skip
 
 
