@@ -50,7 +50,8 @@ class Axis:
 
     @property
     def frozen(self) -> bool:
-        return bool(self.reasons)
+        """Whether no position may go: there is a reason, or there is only one."""
+        return bool(self.reasons) or self.size < 2
 
     def __repr__(self) -> str:
         mark = "!" if self.frozen else ""

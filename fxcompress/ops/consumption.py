@@ -1,51 +1,84 @@
-"""Where channels are consumed: the operand, and its dimension, that an operator contracts.
+"""Where channels are consumed: the operands, and the dimensions of them, that an operator contracts.
 
-Zeroing that operand's slices switches the channel off. The operand is the stored one (a weight) where there is one.
+Zeroing one operand's slices switches a channel off. Of two operands it is the stored one (a weight) where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.walk import argument
+from fxcompress.ops.arguments import arguments
 
 aten = torch.ops.aten
 
-Operand: TypeAlias = tuple[Node, int]
-"""An operand and the dimension of it that is contracted."""
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand that is contracted.
+
+    Args:
+        node: what it is.
+        argument: the operator's argument it is passed as.
+        dim: the dimension of it that is contracted; may be negative.
+        place: where the argument is a list, the position in it.
+    """
+
+    node: Node
+    argument: str
+    dim: int
+    place: int | None = None
 
 
-def _weight(dim: int) -> Callable[[Node], Operand]:
-    return lambda node: (argument(node, "weight"), dim)
+Row: TypeAlias = Callable[[Node], list[Operand]]
 
 
-def _convolution(node: Node) -> Operand:
-    return argument(node, "weight"), 0 if argument(node, "transposed") else 1
+def _weight(dim: int) -> Row:
+    return lambda node: [Operand(arguments(node)["weight"], "weight", dim)]
 
 
-def _second(first: int) -> Callable[[Node], Operand]:
+def _convolution(node: Node) -> list[Operand]:
+    bound = arguments(node)
+    return [Operand(bound["weight"], "weight", 0 if bound["transposed"] else 1)]
+
+
+def _second(first: str, second: str) -> Row:
     """Matrix products: the right operand's rows when it is stored (or the left one is not), else the left's columns."""
 
-    def operand(node: Node) -> Operand:
-        left, right = node.args[first], node.args[first + 1]
-        assert isinstance(left, Node) and isinstance(right, Node)
+    def row(node: Node) -> list[Operand]:
+        bound = arguments(node)
+        left, right = bound[first], bound[second]
         if left.op == "get_attr" and right.op != "get_attr":
-            return left, -1
-        return right, -2 if right.meta["val"].dim() > 1 else -1
+            return [Operand(left, first, -1)]
+        return [Operand(right, second, -2 if right.meta["val"].dim() > 1 else -1)]
 
-    return operand
-
-
-def _query(node: Node) -> Operand:
-    return argument(node, "query"), -1
+    return row
 
 
-CONSUMED: dict[Any, Callable[[Node], Operand]] = {
-    aten.linear.default: _weight(1),
+def _query(node: Node) -> list[Operand]:
+    return [Operand(arguments(node)["query"], "query", -1)]
+
+
+def _einsum(node: Node) -> list[Operand]:
+    """Every letter that the result lacks, in one operand that has it. What the rule does not read stays whole."""
+    bound = arguments(node)
+    left, _, right = bound["equation"].replace(" ", "").partition("->")
+    if "." in left:
+        return []
+    found: dict[str, Operand] = {}
+    for place, (term, source) in enumerate(zip(left.split(","), bound["tensors"], strict=True)):
+        for dim, letter in enumerate(term):
+            if letter not in right and (letter not in found or found[letter].node.op != "get_attr"):
+                found[letter] = Operand(source, "tensors", dim, place)
+    return list(found.values())
+
+
+CONSUMED: dict[Any, Row] = {
+    aten.linear.default: _weight(-1),
     aten.conv1d.default: _weight(1),
     aten.conv1d.padding: _weight(1),
     aten.conv2d.default: _weight(1),
@@ -56,18 +89,19 @@ CONSUMED: dict[Any, Callable[[Node], Operand]] = {
     aten.conv_transpose2d.input: _weight(0),
     aten.conv_transpose3d.input: _weight(0),
     aten.convolution.default: _convolution,
-    aten.matmul.default: _second(0),
-    aten.mm.default: _second(0),
-    aten.bmm.default: _second(0),
-    aten.mv.default: _second(0),
-    aten.dot.default: _second(0),
-    aten.addmm.default: _second(1),
-    aten.baddbmm.default: _second(1),
+    aten.matmul.default: _second("self", "other"),
+    aten.mm.default: _second("self", "mat2"),
+    aten.bmm.default: _second("self", "mat2"),
+    aten.mv.default: _second("self", "vec"),
+    aten.dot.default: _second("self", "tensor"),
+    aten.addmm.default: _second("mat1", "mat2"),
+    aten.baddbmm.default: _second("batch1", "batch2"),
+    aten.einsum.default: _einsum,
     aten.scaled_dot_product_attention.default: _query,
 }
 
 
-def consumed(node: Node) -> Operand | None:
-    """The operand that `node` contracts and the dimension it contracts, or None for operators that contract nothing."""
+def consumed(node: Node) -> list[Operand]:
+    """What `node` contracts; empty for operators that contract nothing."""
     row = CONSUMED.get(node.target)
-    return None if row is None else row(node)
+    return [] if row is None else row(node)

@@ -20,6 +20,7 @@ from fxcompress.axes.positions import width
 from fxcompress.graph.walk import hint
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.dimensions.layout import bounds
+from fxcompress.ops.dimensions.normalisation import reduced_places
 from fxcompress.ops.dimensions.space import Space
 
 aten = torch.ops.aten
@@ -126,12 +127,12 @@ def _unflatten(resizing: Resizing, node: Node) -> Change | None:
 
 
 def _groups(resizing: Resizing, node: Node) -> Change | None:
-    """The number of groups follows its factor of the input channels."""
+    """The number of groups follows its factor of the input channels, which may be frozen for having none."""
     bound = arguments(node)
-    if bound["groups"] == 1:
-        return None
     x, weight = resizing.space.of(bound["input"]), resizing.space.of(bound["weight"])
     channels = x[len(x) - len(weight) + 1]
+    if bound["groups"] == 1 or resizing.after(channels) == channels.size:
+        return None
     outer = algebra.factor(channels, [bound["groups"], channels.size // bound["groups"]])[0]
     return Change({"groups": resizing.after(outer)})
 
@@ -139,6 +140,8 @@ def _groups(resizing: Resizing, node: Node) -> Change | None:
 def _group_norm(resizing: Resizing, node: Node) -> Change | None:
     bound = arguments(node)
     channels = resizing.space.of(bound["input"])[1]
+    if resizing.after(channels) == channels.size:
+        return None
     name = "num_groups" if "num_groups" in bound else "group"
     outer = algebra.factor(channels, [bound[name], channels.size // bound[name]])[0]
     change: dict[str, Any] = {name: resizing.after(outer)}
@@ -176,6 +179,17 @@ def _split(resizing: Resizing, node: Node) -> Change | None:
     )
 
 
+def _squeeze(resizing: Resizing, node: Node) -> Change | None:
+    """Only what had one position before loses it: dimensions that shrink to one are named around."""
+    bound = arguments(node)
+    dims = resizing.space.of(bound["self"])
+    named = [] if bound.get("dim") == [] else sorted(reduced_places(bound.get("dim"), len(dims)))
+    single = [place for place in named if dims[place].size == 1]
+    if single == [place for place in named if resizing.after(dims[place]) == 1]:
+        return None
+    return Change({"self": bound["self"], "dim": single}, aten.squeeze.dims)
+
+
 def _pieces(dim: Dim, start: int, length: int) -> list[Dim]:
     return algebra.split(dim, [start, length, dim.size - start - length])
 
@@ -198,7 +212,7 @@ def _narrow(resizing: Resizing, node: Node) -> Change | None:
     dim = resizing.space.of(bound["self"])[bound["dim"]]
     if resizing.after(dim) == dim.size:
         return None
-    before, inside, _ = _pieces(dim, bound["start"], bound["length"])
+    before, inside, _ = _pieces(dim, bound["start"] % dim.size, bound["length"])
     return Change({"start": resizing.after(before), "length": resizing.after(inside)})
 
 
@@ -235,6 +249,7 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     ),
     (_reshape, (aten.reshape.default,)),
     (_unflatten, (aten.unflatten.int,)),
+    (_squeeze, (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)),
     (
         _groups,
         (

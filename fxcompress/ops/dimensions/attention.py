@@ -15,6 +15,8 @@ def scaled_dot_product_attention(space: Space, node: Node) -> Value:
     space.unify(node, q[-1], k[-1])
     space.unify(node, k[-2], v[-2])
     space.freeze(node, k[-2], "attended over")
+    if bound["is_causal"]:
+        space.freeze(node, q[-2], "positions compared with each other")
     heads = q[:-2]
     if bound.get("enable_gqa") and q[-3].size != k[-3].size:
         shared, _ = space.factor(node, q[-3], [k[-3].size, q[-3].size // k[-3].size])

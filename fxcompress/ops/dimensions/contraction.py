@@ -14,11 +14,11 @@ from fxcompress.ops.dimensions.space import Dims, Space, Value
 
 
 def linear(space: Space, node: Node) -> Value:
-    """x[.., I], w[O, I], b[O] => y[.., O]"""
+    """x[.., I], w[O, I], b[O] => y[.., O]; a vector for a weight gives y[..]."""
     bound = arguments(node)
     x, weight = space.of(bound["input"]), space.of(bound["weight"])
     space.unify(node, weight[-1], x[-1])
-    if bound["bias"] is not None:
+    if bound["bias"] is not None and len(weight) > 1:
         space.unify(node, weight[0], space.of(bound["bias"])[0])
     return (*x[:-1], *weight[:-1])
 

@@ -19,6 +19,12 @@ def same(space: Space, node: Node) -> Value:
     return space.of(node.all_input_nodes[0])
 
 
+def dropout_with_mask(space: Space, node: Node) -> Value:
+    """`dropout` of the core dialect: also returns what it kept."""
+    x = space.of(node.all_input_nodes[0])
+    return [x, x]
+
+
 def expand(space: Space, node: Node) -> Value:
     """A size of one repeated is a free factor of its own (grouped-query attention's repeats); others pass."""
     dims, sizes = space.of(node.all_input_nodes[0]), hints(node.meta["val"])

@@ -17,9 +17,9 @@ def reshape(space: Space, node: Node) -> Value:
 
 def reshape_as(space: Space, node: Node) -> Value:
     """`reshape` to the shape of a second tensor, whose dimensions must go with the result's."""
-    source, model = tensor_arguments(node)
-    result = space.reshape(node, space.of(source), hints(node.meta["val"]))
-    for own, other in zip(result, space.of(model), strict=True):
+    bound = arguments(node)
+    result = space.reshape(node, space.of(bound["self"]), hints(node.meta["val"]))
+    for own, other in zip(result, space.of(bound["other"]), strict=True):
         space.unify(node, own, other)
     return result
 
@@ -31,12 +31,12 @@ def permute(space: Space, node: Node) -> Value:
 
 
 def transpose(space: Space, node: Node) -> Value:
-    """`transpose.int`, and `t`, which swaps the two dimensions of a matrix."""
-    bound = arguments(node)
-    dims = list(space.of(bound["self"]))
+    """`transpose.int` and its other names; `t`, which swaps the two dimensions of a matrix."""
+    source, *places = arguments(node).values()
+    dims = list(space.of(source))
     if len(dims) < 2:
         return tuple(dims)
-    first, second = bound.get("dim0", 0), bound.get("dim1", 1)
+    first, second = places or (0, 1)
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
 
@@ -152,7 +152,9 @@ def narrow(space: Space, node: Node) -> Value:
         space.freeze(node, dims[place], "sliced at run-time positions")
         dims[place] = space.fixed(node, [hints(node.meta["val"])[place]], "a slice of positions that stay")[0]
     else:
-        dims[place] = space.split(node, dims[place], [start, length, dims[place].size - start - length])[1]
+        size = dims[place].size
+        start = start % size if size else 0
+        dims[place] = space.split(node, dims[place], [start, length, size - start - length])[1]
     return tuple(dims)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch.fx import Node
 
 from fxcompress.axes.algebra import normalise_over
@@ -13,21 +15,33 @@ _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 
 
 def batch_norm(space: Space, node: Node) -> Value:
-    """Statistics per channel (dimension 1): every vector has one entry per channel."""
+    """Statistics per channel (dimension 1): every vector has one entry per channel.
+
+    In training, and in an instance norm, the statistics are those of the other dimensions.
+    """
     bound = arguments(node)
     x = space.of(bound["input"])
     for name in _PER_CHANNEL:
         if isinstance(bound.get(name), Node):
             space.unify(node, space.of(bound[name])[0], x[1])
+    if bound.get("training"):
+        _tag(node, (x[0], *x[2:]))
+    elif bound.get("use_input_stats"):
+        _tag(node, x[2:])
     return x
 
 
 def native_batch_norm(space: Space, node: Node) -> Value:
-    """`batch_norm` of the core dialect: also returns the saved statistics."""
+    """`batch_norm` of the core dialect: also returns statistics, per channel if at all."""
     x = batch_norm(space, node)
     assert isinstance(x, tuple)
-    rest = [space.fixed(node, hints(value), "saved statistics") for value in node.meta["val"][1:]]
-    return [x, *rest]
+    rest = (hints(value) for value in node.meta["val"][1:])
+    return [x, *((x[1],) if sizes == (x[1].size,) else space.fixed(node, sizes, "reserved") for sizes in rest)]
+
+
+def _tag(node: Node, dims: Iterable[Dim]) -> None:
+    for dim in dims:
+        normalise_over(dim, node.name)
 
 
 def layer_norm(space: Space, node: Node) -> Value:
@@ -39,8 +53,7 @@ def layer_norm(space: Space, node: Node) -> Value:
         if isinstance(bound.get(name), Node):
             for dim, own in zip(x[-rank:], space.of(bound[name]), strict=True):
                 space.unify(node, own, dim)
-    for dim in x[-rank:]:
-        normalise_over(dim, node.name)
+    _tag(node, x[-rank:])
     return x
 
 
@@ -48,7 +61,9 @@ def native_layer_norm(space: Space, node: Node) -> Value:
     """`layer_norm` of the core dialect: also returns mean and reciprocal deviation."""
     x = layer_norm(space, node)
     assert isinstance(x, tuple)
-    return [x, *(space.fixed(node, hints(value), "saved statistics") for value in node.meta["val"][1:])]
+    rank = len(arguments(node)["normalized_shape"])
+    lead = (*x[:-rank], *(space.unit(node) for _ in range(rank)))
+    return [x, lead, lead]
 
 
 def group_norm(space: Space, node: Node) -> Value:
@@ -60,8 +75,7 @@ def group_norm(space: Space, node: Node) -> Value:
         if isinstance(bound.get(name), Node):
             space.unify(node, space.of(bound[name])[0], x[1])
     inner = space.factor(node, x[1], [groups, x[1].size // groups])[1]
-    for dim in (inner, *x[2:]):
-        normalise_over(dim, node.name)
+    _tag(node, (inner, *x[2:]))
     return x
 
 
@@ -69,7 +83,9 @@ def native_group_norm(space: Space, node: Node) -> Value:
     """`group_norm` of the core dialect: also returns mean and reciprocal deviation."""
     x = group_norm(space, node)
     assert isinstance(x, tuple)
-    return [x, *(space.fixed(node, hints(value), "saved statistics") for value in node.meta["val"][1:])]
+    groups = arguments(node)["group"]
+    lead = (x[0], space.factor(node, x[1], [groups, x[1].size // groups])[0])
+    return [x, lead, lead]
 
 
 def softmax(space: Space, node: Node) -> Value:
@@ -86,8 +102,7 @@ def reduction(space: Space, node: Node) -> Value:
     bound = arguments(node)
     x = space.of(node.all_input_nodes[0])
     reduced = reduced_places(bound.get("dim"), len(x))
-    for place in reduced:
-        normalise_over(x[place], node.name)
+    _tag(node, (x[place] for place in reduced))
     keep = bool(bound.get("keepdim", False))
     kept: list[Dim] = []
     for place, dim in enumerate(x):

@@ -85,6 +85,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
         layout.generated,
         "arange arange.start arange.start_step eye eye.m linspace tril_indices triu_indices one_hot",
     ),
+    (elementwise.dropout_with_mask, "native_dropout"),
     (elementwise.expand, "expand broadcast_to"),
     (elementwise.expand_as, "expand_as"),
     (elementwise.glu, "glu"),
@@ -92,7 +93,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (elementwise.triangle, "tril triu"),
     (
         elementwise.same,
-        "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout clone contiguous detach detach_ "
+        "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach detach_ "
         "alias lift_fresh_copy to.dtype to.dtype_layout to.device to.other type_as _to_copy zeros_like ones_like full_like "
         "empty_like",
     ),

@@ -1,0 +1,35 @@
+"""Every row of every table, proven on networks of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from fxcompress.ops.dimensions.table import RULES
+from tests.ops.cases import Case
+from tests.ops.cases_contraction import CONTRACTION
+from tests.ops.cases_elementwise import ELEMENTWISE
+from tests.ops.cases_layout import LAYOUT
+from tests.ops.cases_normalisation import NORMALISATION
+from tests.ops.proving import prove
+
+UNTESTED: set[object] = set()
+
+CASES = [*CONTRACTION, *LAYOUT, *NORMALISATION, *ELEMENTWISE]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_a_rule_lets_go_can_go(case: Case) -> None:
+    proven = prove(case.program())
+    groups = proven.analysis.groups
+    assert tuple(sorted(group.size for group in groups)) == case.sizes
+    assert tuple(sorted(group.size for group in groups if group.statistics)) == case.statistics
+
+
+def targets(cases: list[Case]) -> set[object]:
+    """Every operator that occurs in a case."""
+    return {node.target for case in cases for node in case.net()[0].graph.nodes if node.op == "call_function"}
+
+
+def test_every_row_has_a_case() -> None:
+    tested = targets(CASES)
+    assert not [str(target) for target in RULES if target not in tested and target not in UNTESTED]
