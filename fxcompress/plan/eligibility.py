@@ -118,11 +118,12 @@ def operand(node: fx.Node, name: str | None) -> fx.Node | None:
 def is_batched(node: fx.Node, row: Role) -> bool:
     """Whether a linear is lowered to a matrix product and an addition, and stays so in the runtime.
 
-    With two dimensions and a bias it is a Gemm; with more, all static, the runtime makes it one.
+    `linear` and `addmm` on two dimensions are a Gemm, and so is, in the runtime, a product and a bias with
+    static dimensions only.
     """
     if row.kind is not Kind.LINEAR:
         return False
-    if operand(node, row.bias) is None:
-        return True
     sizes = walk.shape(activations(node, row)[0])
-    return len(sizes) != 2 and any(isinstance(size, torch.SymInt) for size in sizes)
+    if row.bias is None or len(sizes) == 2:
+        return row.bias is None
+    return operand(node, row.bias) is None or any(isinstance(size, torch.SymInt) for size in sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -40,7 +41,7 @@ GATE_RANGE = Range(0.0, 1.0)
 
 def tensors_to_observe(program: Program, target: Target, options: Quantize | None = None) -> list[str]:
     """Return the node names whose ranges :func:`plan_quantization` needs: what to pass to `calibrate`."""
-    return place(program, target, (options or Quantize()).exclude).roots()
+    return _placement(program, target, options or Quantize()).roots()
 
 
 def plan_quantization(
@@ -53,7 +54,7 @@ def plan_quantization(
     Raises:
         InputError: a range is missing or not finite.
     """
-    placement = place(program, target, (options or Quantize()).exclude)
+    placement = _placement(program, target, options or Quantize())
     nodes = {node.name: node for node in program.graph.nodes}
     chosen = _activation_schemes(placement, nodes, ranges)
     weights = _weight_schemes(program, placement, nodes, chosen, target)
@@ -70,6 +71,12 @@ def plan_quantization(
             if node.name in placement.declined
         ),
     )
+
+
+def _placement(program: Program, target: Target, options: Quantize) -> Placement:
+    """Place with what the user asked for: full precision ignores what the target measured as too slow."""
+    chosen = replace(target, narrowest_group=0) if options.precision == "full" else target
+    return place(program, chosen, options.exclude)
 
 
 def gate_name(node: str) -> str:

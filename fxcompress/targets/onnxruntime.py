@@ -58,7 +58,7 @@ KERNELS = MappingProxyType(
 BATCHED_LINEAR = Kernel(
     "MatMulIntegerToFloat", writes_integers=False, absorbs=False, quantized_name="QLinearMatMul"
 )
-"""A linear without a bias, or on more than two dimensions of which a leading one is dynamic."""
+"""A product with a stored matrix, or a linear on tokens, where a dimension is dynamic or there is no bias."""
 
 NARROWEST_GROUP = 16
 """Grouped convolutions between int8 ones, in ms: all float, only the grouped one in float, all int8.

@@ -11,6 +11,7 @@ from fxcompress.analysis.calibration import calibrate
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.plan.placement import Placement, place
 from fxcompress.plan.quantization import plan_quantization, tensors_to_observe
 from fxcompress.plan.quantization_plan import QuantizationPlan, Quantize
@@ -33,6 +34,6 @@ def planned(program: Program, options: Quantize | None = None, target=VNNI) -> Q
 def quantized(model: nn.Module, example: Any, **options: Any) -> tuple[Program, QuantizationPlan, Program]:
     """The float program, its plan, the int8 program."""
     torch.manual_seed(0)
-    program = capture(model.eval(), example)
+    program = RemoveIdentities().run(capture(model.eval(), example)).program
     plan = planned(program, **options)
     return program, plan, QuantizeTensors(plan).run(program).program

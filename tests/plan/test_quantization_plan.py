@@ -125,3 +125,9 @@ def test_options_exclude():
     program = capture(small().eval(), IMAGE)
     plan = planned(program, Quantize(exclude=("l.*",)))
     assert set(plan.weights) == {"c.weight"}
+
+
+def test_full_precision_takes_what_the_target_finds_too_slow():
+    program = capture(Chain(c=nn.Conv2d(4, 8, 3, groups=2)).eval(), IMAGE)
+    assert planned(program).precision == {"conv2d": "float"}
+    assert planned(program, Quantize(precision="full")).precision == {"conv2d": "int8"}
