@@ -17,6 +17,9 @@ from fxcompress.graph.program import Program
 from fxcompress.plan.pruning import PruningPlan, make_plan
 from tests.architectures.catalog import Inputs, by_name
 
+EXACT = 1e-9
+"""Relative, in float64: far above rounding (1e-16, amplified by depth), far below any wrong channel."""
+
 
 @cache
 def captured(name: str, seed: int = 0) -> Program:
