@@ -154,7 +154,7 @@ def _proven(made: Compressed, candidates: Sequence[Candidate], journal: Journal)
     for item in candidates[1:]:
         with journal.step(f"prove-{item.name}"):
             if item.name == FLOAT:
-                proofs.append(prove_float(item))
+                proofs.append(prove_float(made, item))
             else:
                 proofs.append(prove_integers(made, item))
     return proofs

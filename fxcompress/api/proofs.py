@@ -9,13 +9,17 @@ from fxcompress.proof.parity import float_parity
 from fxcompress.report.report import Proof
 
 PROOF_SAMPLES = 4
-"""Samples that an int8 model is proven on: it runs operator by operator and hands out every quantized value."""
+"""Samples that an int8 model is proven on: operator by operator, every quantized value an output."""
 
 
-def prove_float(item: Candidate) -> Proof:
-    """Prove a float model against its program, on the example; raises ProofError."""
-    found = float_parity(item.program, item.model, item.program.flat_example())
-    detail = f"session against program, float32; the bound is 8 times the rounding of {found.output!r}"
+def prove_float(made: Compressed, item: Candidate) -> Proof:
+    """Prove a float model against the program *before* folding, on the example: folding and lowering at once.
+
+    Raises:
+        ProofError: the session is further away than rounding explains.
+    """
+    found = float_parity(made.trainable, item.model, made.trainable.flat_example())
+    detail = f"session against program before folding; the bound is 8 times the rounding of {found.output!r}"
     return Proof("float-parity", found.error, found.bound, detail)
 
 

@@ -1,0 +1,367 @@
+"""`optimize` as its user meets it: the whole path once, the lossless call, and everything it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcompress
+from fxcompress.api import compress, proofs
+from fxcompress.api.compress import SAMPLES
+from fxcompress.api.request import program_of
+from fxcompress.errors import BudgetError, CompressError, InputError, NotSupported, ProofError
+from fxcompress.graph.edit import set_tensor
+from fxcompress.graph.program import Program
+from fxcompress.passes.contract import Outcome
+from fxcompress.passes.prune_channels import PruneChannels
+from tests.architectures.randomise import randomise
+
+IMAGE = (3, 12, 12)
+
+
+class Net(nn.Module):
+    """A residual block between two convolutions, wide enough for blocks of sixteen channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 32, 3, padding=1)
+        )
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.body(x))
+        return self.head(self.drop(x.mean((2, 3))))
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, *IMAGE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return randomise(Net(), 0, (images(8),))
+
+
+@pytest.fixture(scope="module")
+def before(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(model: nn.Module, before: dict[str, Tensor], steps: list[str]) -> fxcompress.Result:
+    """One whole run: pruned, int8, with a metric (agreement with the model), calibration that is read once."""
+    calibration = ((images(8, seed), torch.zeros(8)) for seed in range(3))
+
+    def agreement(f: Any) -> float:
+        x = images(40, 9)
+        return float((f(x).argmax(1) == model(x).argmax(1)).double().mean())
+
+    return fxcompress.optimize(
+        model,
+        images(2),
+        prune=0.5,
+        quantize="int8",
+        calibration=calibration,
+        evaluate=agreement,
+        input_names=["image"],
+        output_names=["scores"],
+        progress=steps.append,
+    )
+
+
+def test_the_report_holds_what_was_promised(result: fxcompress.Result) -> None:
+    report = json.loads(json.dumps(result.report.to_dict(), allow_nan=False))
+    for side in ("before", "after"):
+        assert all(
+            report[side][key] is not None for key in ("params", "macs", "bytes", "latency_ms", "metric")
+        )
+        assert all(
+            report[side][key] > 0
+            for key in ("params", "macs", "bytes", "latency_ms", "throughput", "peak_memory")
+        )
+    assert report["before"]["metric"] == 1.0
+    assert report["output_error"]["max"] > report["output_error"]["mean"] > 0
+    assert {entry["axis"] for entry in report["frozen"]} == {
+        "head.weight[0]",
+        "head.bias[0]",
+        "stem.0.weight[1]",
+    }
+    assert report["settings"]["prune"]["ratio"] == 0.5
+    assert report["seconds"] > sum(entry["seconds"] for entry in report["passes"]) * 0.9
+
+
+def test_the_budget_is_met_from_below(result: fxcompress.Result) -> None:
+    assert 0.49 <= result.report.ratio("macs") <= 0.5  # type: ignore[operator]
+    assert result.report.ratio("params") < 0.6  # type: ignore[operator]
+
+
+def test_every_step_is_logged_in_order(result: fxcompress.Result, steps: list[str]) -> None:
+    assert [entry.name for entry in result.report.passes] == steps
+    expected = [
+        "capture", "analyse", "plan-pruning", "prune-channels", "prove-pruning", "remove-identities",
+        "fold-parameters", "fuse-batch-norm", "calibrate", "plan-quantization", "quantize-tensors",
+        "lower-original", "lower-float", "lower-int8", "prove-float", "prove-int8",
+    ]  # fmt: skip
+    assert steps[: len(expected)] == expected
+    by_name = {entry.name: entry for entry in result.report.passes}
+    assert by_name["remove-identities"].changed == ("dropout is mean",)
+    assert len(by_name["fuse-batch-norm"].changed) == 2
+    assert result.program.history[-1].startswith("quantize-tensors")
+
+
+def test_everything_was_proven(result: fxcompress.Result) -> None:
+    assert [proof.name for proof in result.report.proofs] == [
+        "masked-equivalence",
+        "float-parity",
+        "integer-bound",
+    ]
+    assert all(proof.error <= proof.bound for proof in result.report.proofs)
+
+
+def test_the_candidates_were_timed_and_one_was_chosen(result: fxcompress.Result) -> None:
+    candidates = {entry.name: entry for entry in result.report.candidates}
+    assert list(candidates) == ["original", "float", "int8"]
+    assert [entry.name for entry in candidates.values() if entry.chosen] in (["int8"], ["float"])
+    assert all(entry.latency_ms and entry.reason for entry in candidates.values())
+    assert all(candidates[name].error > 0 for name in ("float", "int8"))  # type: ignore[operator]
+    assert candidates["original"].error is None
+
+
+def test_the_model_is_left_as_it_was(
+    result: fxcompress.Result, model: nn.Module, before: dict[str, Tensor]
+) -> None:
+    assert not any(module.training for module in model.modules())
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_plan_is_in_the_users_coordinates(result: fxcompress.Result, before: dict[str, Tensor]) -> None:
+    tensors = dict(result.trainable.module.named_parameters())
+    assert result.plan.kept
+    for name, dims in result.plan.kept.items():
+        expected = before[name]
+        for dim, stay in dims.items():
+            expected = expected.index_select(dim, torch.tensor(stay))
+        if name in tensors:
+            assert torch.equal(tensors[name], expected)
+    assert set(result.plan.precision.values()) <= {"int8", "float"}
+
+
+def test_the_trainable_program_trains(result: fxcompress.Result) -> None:
+    program = result.trainable.copy(share=False).train()
+    loss = program(images(4)).square().mean()
+    loss.backward()
+    gradients = [parameter.grad for parameter in program.module.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    assert any("batch_norm" in str(node.target) for node in program.graph.nodes)
+
+
+def test_the_session_takes_any_batch_under_the_names_asked_for(result: fxcompress.Result) -> None:
+    session = result.session()
+    assert [value.name for value in session.get_inputs()] == ["image"]
+    for batch in (1, 5):
+        x = images(batch, 5)
+        (scores,) = session.run(["scores"], {"image": x.numpy()})
+        expected = result.program(x).detach().numpy()
+        assert scores.shape == expected.shape
+        scale = np.abs(expected).max()
+        assert np.abs(scores - expected).max() < 0.02 * scale
+
+
+def test_saves_exactly_four_files_that_load_again(result: fxcompress.Result, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    for _ in range(2):  # the second time over the first
+        result.save(folder)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "model.onnx",
+            "plan.json",
+            "program.fxc",
+            "report.json",
+        ]
+    assert onnx.load(str(folder / "model.onnx")) == result.onnx
+    assert (folder / "model.onnx").stat().st_size == result.report.after.bytes
+    assert str(fxcompress.load(folder / "program.fxc")) == str(result.program)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert {
+        name: {int(dim): tuple(stay) for dim, stay in dims.items()} for name, dims in plan["kept"].items()
+    } == (result.plan.kept)
+    assert json.loads((folder / "report.json").read_text())["after"]["macs"] == result.report.after.macs
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_left_clean(
+    result: fxcompress.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot write"):
+        result.save(tmp_path / "file" / "out")
+    with pytest.raises(InputError, match="cannot write"):
+        result.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fxcompress.api.result.save_model", full)
+    with pytest.raises(InputError, match="No space left"):
+        result.save(tmp_path / "new" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_alone_it_is_lossless_and_infers_the_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    result = fxcompress.optimize(model)
+    x = torch.randn(7, 8)
+    (found,) = result.session().run(None, {result.program.signature.inputs[0]: x.numpy()})
+    np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert result.plan.kept == {}
+    assert result.plan.precision == {}
+    assert [proof.name for proof in result.report.proofs] == ["float-parity"]
+    assert result.report.ratio("macs") == 1.0
+    assert result.report.operators is None
+
+
+@pytest.fixture(scope="module")
+def program(model: nn.Module) -> Program:
+    return fxcompress.capture(model, images(2))
+
+
+def test_takes_what_is_already_captured(model: nn.Module, program: Program, tmp_path: Path) -> None:
+    program.save(tmp_path / "net.fxc")
+    exported = torch.export.export(model, (images(2),))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    x = images(2, 3)
+    for given in (program, tmp_path / "net.fxc", str(tmp_path / "net.pt2"), exported):
+        taken = program_of(given, None, None)
+        assert taken is not given
+        assert torch.equal(taken(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"prune": 1.5}, InputError, r"prune=1\.5 is not a share"),
+        ({"prune": 0}, InputError, "is not a share"),
+        ({"prune": "half"}, InputError, "neither a share"),
+        ({"prune": True}, InputError, "neither a share"),
+        ({"quantize": "int8"}, InputError, "needs calibration"),
+        ({"quantize": "int8-dynamic", "calibration": []}, NotSupported, "int8-dynamic"),
+        ({"quantize": 8, "calibration": []}, InputError, "no scheme"),
+        ({"target": "abacus"}, NotSupported, "abacus"),
+        ({"objective": "beauty"}, InputError, "latency, size"),
+        ({"threads": 0}, InputError, "threads=0"),
+        ({"batch": 1.5}, InputError, r"batch=1\.5"),
+        ({"opset": 3}, InputError, "opset 3"),
+        ({"evaluate": 0.9}, InputError, "not a function"),
+        ({"max_drop": 0.1}, InputError, "max_drop needs evaluate"),
+        ({"max_drop": -1, "evaluate": len}, InputError, "max_drop=-1"),
+        ({"recover": "distill"}, NotSupported, "recover"),
+        ({"recipe": "recipe.json"}, NotSupported, "recipe"),
+    ],
+)
+def test_refuses_before_any_work(options: dict[str, Any], kind: type[CompressError], message: str) -> None:
+    told: list[str] = []
+    with pytest.raises(kind, match=message) as raised:
+        fxcompress.optimize(nn.Linear(2, 2), progress=told.append, **options)
+    assert raised.value.hint is not None or "one of" in str(raised.value)
+    assert told == []
+
+
+def test_refuses_programs_and_models_in_training_mode(program: Program) -> None:
+    with pytest.raises(InputError, match="training mode"):
+        fxcompress.optimize(nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train(), torch.randn(2, 2))
+    with pytest.raises(InputError, match="training mode"):
+        fxcompress.optimize(program.copy().train())
+    with pytest.raises(InputError, match="has its own example"):
+        fxcompress.optimize(program, images(2))
+
+
+def spoiled() -> Iterator[Tensor]:
+    yield images(4)
+    yield images(4) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ([], "no batch"),
+        (iter([]), "empty"),
+        ([images(4), images(4) * float("nan")], "NaN"),
+        (spoiled(), "NaN"),
+        (images(4), "cannot be a Tensor"),
+        ([torch.randn(4, 3, 5)], "shape"),
+    ],
+)
+def test_refuses_calibration_data_it_cannot_use(program: Program, calibration: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fxcompress.optimize(program, quantize="int8", calibration=calibration)
+
+
+def test_refuses_a_budget_out_of_reach_and_a_model_without_groups(program: Program) -> None:
+    with pytest.raises(BudgetError, match="while running plan-pruning"):
+        fxcompress.optimize(program, prune=0.999)
+    with pytest.raises(InputError, match="no prunable group"):
+        fxcompress.optimize(nn.Linear(4, 4).eval(), torch.randn(2, 4), prune=0.5)
+
+
+def test_data_that_is_read_once_is_sampled_and_still_whole(program: Program) -> None:
+    given = [images(6, seed) for seed in range(5)]
+    samples, whole = compress._samples(program, iter(given))
+    assert sum(len(batch[0]) for batch in samples) == SAMPLES
+    assert torch.equal(torch.cat([batch[0] for batch in samples]), torch.cat(given)[:SAMPLES])
+    assert all(torch.equal(a, b) for a, b in zip(whole, given, strict=True))
+
+
+class Careless(PruneChannels):
+    """Removes the channels, and loses a thousandth of one weight on the way."""
+
+    def run(self, program: Program) -> Outcome:
+        outcome = super().run(program)
+        weight = outcome.program.module.get_parameter("body.0.weight")
+        set_tensor(outcome.program, "body.0.weight", weight * 1.001)
+        return outcome
+
+
+def test_a_wrong_removal_is_not_returned(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress, "PruneChannels", Careless)
+    with pytest.raises(ProofError, match="while running prove-pruning"):
+        fxcompress.optimize(program, prune=0.5)
+
+
+class WrongFold:
+    """Claims to fold, and scales a weight."""
+
+    name = "wrong-fold"
+
+    def run(self, program: Program) -> Outcome:
+        copy = program.copy()
+        set_tensor(copy, "head.weight", copy.module.get_parameter("head.weight") * 1.001)
+        return Outcome(copy, ("head.weight",))
+
+
+def test_a_wrong_fold_is_not_returned(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress, "LOSSLESS", (*compress.LOSSLESS, WrongFold()))
+    with pytest.raises(ProofError, match="while running prove-float"):
+        fxcompress.optimize(program)
+
+
+def test_proofs_use_few_samples(program: Program) -> None:
+    batch = [images(9)]
+    assert len(compress.leading(program, batch, proofs.PROOF_SAMPLES)[0]) == proofs.PROOF_SAMPLES
