@@ -154,7 +154,7 @@ def name_faults(sources: dict[str, Source]) -> Iterator[str]:
             for node in source.tree.body:
                 if isinstance(node, ast.ImportFrom):
                     clash = {alias.asname or alias.name for alias in node.names} & {
-                        name.rsplit(".", 1)[1] for name in sources if name.startswith(source.name + ".")
+                        name.rsplit(".", 1)[1] for name in sources if name.rpartition(".")[0] == source.name
                     }
                     clash -= {alias.name for alias in node.names if f"{node.module}.{alias.name}" in sources}
                     yield from (f"{source.name}: {name} is a module and a re-exported name" for name in clash)
