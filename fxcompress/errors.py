@@ -1,8 +1,8 @@
 """The errors a user can meet: each says what was found, where, and what to do about it.
 
-An error carries, beside its message, a *hint* (what to do), the *node* it concerns (one line of the graph) and the
-*source* line of the user's model that made the node. Context is added on the way up with `note`, never by wrapping
-one exception's text in another's.
+An error carries, beside its message, a *hint* (what to do), the *node* it concerns (one line of the graph)
+and the *source* line of the user's model that made the node. Context is added on the way up with `note`,
+never by wrapping one exception's text in another's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Channel groups: the sets of positions, across all parameters, that can only be removed together.
 
-A leaf axis that is not frozen and occurs in a stored tensor is a group. What is frozen is listed with the reason and
-the line of the user's model that caused it.
+A leaf axis that is not frozen and occurs in a stored tensor is a group. What is frozen is listed with the
+reason and the line of the user's model that caused it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ class Group:
     """Coupled channels.
 
     Args:
-        name: the first member, such as `layer1.0.conv1.weight[0]`; where several axes make up that dimension, the
-            axis is numbered in order of position: `qkv.weight[0]:1`.
+        name: the first member, such as `layer1.0.conv1.weight[0]`; where several axes make up that dimension,
+            the axis is numbered in order of position: `qkv.weight[0]:1`.
         axis: the leaf; its indices are the group's.
         members: every stored dimension in which the axis occurs.
-        positions: the smallest number of positions of a parameter that go with one index (64 for a head of width 64).
+        positions: the smallest number of positions of a parameter that go with one index (64 for a head of
+        width 64).
     """
 
     name: str
@@ -98,7 +99,8 @@ class Analysis:
         )
 
     def why(self, a: str, b: str) -> list[str]:
-        """The chain of operators that couples two stored dimensions, from `a` to `b`; empty when nothing does.
+        """The chain of operators that couples two stored dimensions, from `a` to `b`; empty when nothing
+        does.
 
         Args:
             a, b: stored dimensions, such as `conv1.weight[0]`.
@@ -129,7 +131,9 @@ class Analysis:
 
     @cached_property
     def coupling(self) -> nx.Graph[tuple[Node, int]]:
-        """Dimensions of all tensors as vertices; an edge where an operator carries an axis from one to the other."""
+        """Dimensions of all tensors as vertices; an edge where an operator carries an axis from one to the
+        other.
+        """
         graph: nx.Graph[tuple[Node, int]] = nx.Graph()
         for node, places in _tensor_dims(self.space):
             for place, axes in enumerate(places):
@@ -215,7 +219,8 @@ def _distinct(obstacles: list[Frozen]) -> Iterator[Frozen]:
 def rivals(analysis: Analysis) -> list[tuple[tuple[Group, ...], ...]]:
     """Products with several prunable factors, such as heads and head width, each factor given as its groups.
 
-    Pruning more than one factor of a product multiplies their effect; a plan chooses one, or budgets both knowingly.
+    Pruning more than one factor of a product multiplies their effect; a plan chooses one, or budgets both
+    knowingly.
     """
     by_axis = {group.axis: group for group in analysis.groups}
     found: dict[tuple[tuple[str, ...], ...], tuple[tuple[Group, ...], ...]] = {}

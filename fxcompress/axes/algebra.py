@@ -1,14 +1,14 @@
 """The verbs of the dimension algebra: unify, split, factor, freeze.
 
-Each verb only ever *binds* leaves to finer expressions or freezes them, so facts accumulate in any order and nothing
-is taken back. What cannot be aligned is frozen with the reason, never guessed:
+Each verb only ever *binds* leaves to finer expressions or freezes them, so facts accumulate in any order and
+nothing is taken back. What cannot be aligned is frozen with the reason, never guessed:
 
     unify(a, b)       leaf, x      bind
                       prod, prod   walk from the outermost factor; a larger factor is factored to fit
                       cat, cat     walk; a longer part is split to fit
                       prod, cat    split the product at the concatenation's boundaries
     split(d, sizes)   leaf: bind to a concatenation; cat: walk; product: split the outermost factor
-    factor(d, sizes)  leaf: bind to a product; product: walk; cat: factor each part and unify the inner factors
+    factor(d, sizes)  leaf: bind to a product; product: walk; cat: factor each part and unify the rest
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def _refined(axis: Axis, sizes: Sequence[int], sign: str) -> list[Dim]:
 
 
 def split(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
-    """Cut `dim` into consecutive pieces of the given sizes (which sum to its size; zero gives an empty piece)."""
+    """Cut `dim` into consecutive pieces of the given sizes (which sum to its size; zero gives an empty
+    piece).
+    """
     dim = find(dim)
     assert sum(sizes) == dim.size, (dim, sizes)
     solid = [size for size in sizes if size]
@@ -162,7 +164,9 @@ def _split_concat(dim: Concat, sizes: Sequence[int]) -> list[Dim]:
 
 
 def factor(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
-    """Read `dim` as a row-major product of the given sizes, outermost first; a size of one gives a unit axis."""
+    """Read `dim` as a row-major product of the given sizes, outermost first; a size of one gives a unit
+    axis.
+    """
     dim = find(dim)
     assert prod(sizes) == dim.size, (dim, sizes)
     solid = [size for size in sizes if size != 1]

@@ -1,9 +1,10 @@
 """Dimension expressions: what the positions of one tensor dimension are made of.
 
-A dimension is a leaf `Axis`, a `Concat` of expressions laid end to end, or a row-major `Product` of expressions.
-A leaf is a union-find cell: binding it to another expression says that the two index the same things, so a leaf that
-occurs in several tensors is a set of channels that can only be removed together. `fxcompress.axes.algebra` holds the
-operations that bind leaves; this file holds the data and the pure readings of it.
+A dimension is a leaf `Axis`, a `Concat` of expressions laid end to end, or a row-major `Product` of
+expressions. A leaf is a union-find cell: binding it to another expression says that the two index the same
+things, so a leaf that occurs in several tensors is a set of channels that can only be removed together.
+`fxcompress.axes.algebra` holds the operations that bind leaves; this file holds the data and the pure
+readings of it.
 
 Sizes are the concrete sizes of the example; a dimension whose size is symbolic is always frozen.
 """
@@ -38,8 +39,9 @@ class Reason:
 class Axis:
     """A leaf: `size` positions that no operator seen so far divides.
 
-    `forward` is what the axis was bound to. `reasons` is non-empty once the axis is frozen. `statistics` names the
-    operators that normalise over the axis (removing positions changes their statistics, which the proof must know).
+    `forward` is what the axis was bound to. `reasons` is non-empty once the axis is frozen. `statistics`
+    names the operators that normalise over the axis (removing positions changes their statistics, which the
+    proof must know).
     """
 
     size: int

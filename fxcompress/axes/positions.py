@@ -45,7 +45,9 @@ def kept(dim: Dim, indices: Mapping[Axis, Indices]) -> Indices:
 
 
 def occurrences(dim: Dim, axis: Axis) -> list[Indices]:
-    """One label array per occurrence of `axis` in `dim`: for each position the index along `axis`, or -1 outside."""
+    """One label array per occurrence of `axis` in `dim`: for each position the index along `axis`, or -1
+    outside.
+    """
     dim = find(dim)
     if isinstance(dim, Axis):
         return [np.arange(dim.size, dtype=np.int64)] if dim is axis else []

@@ -19,8 +19,8 @@ def squared_sums(tensor: NDArray[np.floating], dim: int) -> Scores:
 def pooled_l2(size: int, slices: Iterable[tuple[NDArray[np.int64], Scores]]) -> Scores:
     """The L2 norm of all weights that go with each index.
 
-    Magnitude as a measure of what a filter is worth is Li et al., "Pruning Filters for Efficient ConvNets" (2017);
-    pooling it over coupled layers is Fang et al., "DepGraph" (2023).
+    Magnitude as a measure of what a filter is worth is Li et al., "Pruning Filters for Efficient ConvNets"
+    (2017); pooling it over coupled layers is Fang et al., "DepGraph" (2023).
 
     Args:
         size: the number of indices.

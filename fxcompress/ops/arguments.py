@@ -11,7 +11,9 @@ from fxcompress.graph.walk import hint
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """Arguments of a `call_function` node on an `OpOverload`, by schema name; absent ones take the schema's default."""
+    """Arguments of a `call_function` node on an `OpOverload`, by schema name; absent ones take the schema's
+    default.
+    """
     assert isinstance(node.target, torch._ops.OpOverload), node.target
     bound: dict[str, Any] = {}
     for place, argument in enumerate(node.target._schema.arguments):

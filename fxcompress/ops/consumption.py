@@ -1,6 +1,7 @@
 """Where channels are consumed: the operands, and the dimensions of them, that an operator contracts.
 
-Zeroing one operand's slices switches a channel off. Of two operands it is the stored one (a weight) where there is one.
+Zeroing one operand's slices switches a channel off. Of two operands it is the stored one (a weight) where
+there is one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def _convolution(node: Node) -> list[Operand]:
 
 
 def _second(first: str, second: str) -> Row:
-    """Matrix products: the right operand's rows when it is stored (or the left one is not), else the left's columns."""
+    """Matrix products: the right operand's rows when it is stored (or the left one is not), else the left's
+    columns.
+    """
 
     def row(node: Node) -> list[Operand]:
         bound = arguments(node)
@@ -64,7 +67,9 @@ def _query(node: Node) -> list[Operand]:
 
 
 def _einsum(node: Node) -> list[Operand]:
-    """Every letter that the result lacks, in one operand that has it. What the rule does not read stays whole."""
+    """Every letter that the result lacks, in one operand that has it. What the rule does not read stays
+    whole.
+    """
     bound = arguments(node)
     left, _, right = bound["equation"].replace(" ", "").partition("->")
     if "." in left:

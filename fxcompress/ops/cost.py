@@ -1,7 +1,8 @@
 """What an operator costs: multiply-accumulates as sums of products of dimension expressions.
 
-Because the terms are expressions, a pruning plan is priced exactly without touching the graph. Only contractions are
-counted, as is usual (a ResNet-50 at 224x224 has 4.09 GMACs): element-wise work, normalisation and pooling are not.
+Because the terms are expressions, a pruning plan is priced exactly without touching the graph. Only
+contractions are counted, as is usual (a ResNet-50 at 224x224 has 4.09 GMACs): element-wise work,
+normalisation and pooling are not.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _linear(space: Space, node: Node) -> list[Term]:
 
 
 def _convolution(space: Space, node: Node) -> list[Term]:
-    """Forward: every output element meets I inputs per kernel position; transposed: every input element, O outputs."""
+    """Forward: every output element meets I inputs per kernel position; transposed: every input element, O
+    outputs.
+    """
     bound = arguments(node)
     weight: Dims = space.of(bound["weight"])
     if bound.get("transposed") or "transpose" in str(node.target):

@@ -69,7 +69,9 @@ class Resizing:
         return value if isinstance(value, list) else [value]
 
     def scalar(self, node: Node) -> int:
-        """The value, in the example, that a symbolic size has after the resizing if its node is left as it is."""
+        """The value, in the example, that a symbolic size has after the resizing if its node is left as it
+        is.
+        """
         if node not in self._scalars:
             self._scalars[node] = self._scalar(node)
         return self._scalars[node]

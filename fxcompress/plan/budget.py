@@ -1,7 +1,7 @@
 """Meeting a budget: how wide each group becomes so that the whole costs just less than what is allowed.
 
-The budget is an upper bound met from below. Widths are multiples of the target's channel block; where that is too
-coarse, alignment relaxes (block, 8, 4, 1) on as few groups as it takes, and the plan says on which.
+The budget is an upper bound met from below. Widths are multiples of the target's channel block; where that is
+too coarse, alignment relaxes (block, 8, 4, 1) on as few groups as it takes, and the plan says on which.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) ->
     if least > budget:
         full = cost_of({})
         raise BudgetError(
-            f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring it down to {least / full:.1%}",
+            f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring "
+            f"it down to {least / full:.1%}",
             hint=f"ask to remove at most {1 - least / full:.3f}, raise max_ratio, or unprotect groups",
         )
     state = Allocation(candidates, cost_of, budget, {item.name: item.step for item in candidates})
@@ -121,7 +122,9 @@ def _relax_until_reachable(state: Allocation) -> None:
 
 
 def _threshold(state: Allocation) -> None:
-    """One saliency threshold for all groups: the highest number of removed indices is searched by bisection."""
+    """One saliency threshold for all groups: the highest number of removed indices is searched by
+    bisection.
+    """
     ranked = np.sort(np.concatenate([item.scores for item in state.candidates]))
 
     def widths(count: int) -> dict[str, int]:

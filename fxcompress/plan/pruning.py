@@ -92,7 +92,8 @@ class PruningPlan:
             group = by_name.get(name)
             if group is None or group.size != self.sizes[name]:
                 raise InputError(
-                    f"the plan prunes group {name!r} of size {self.sizes[name]}, which this program does not have",
+                    f"the plan prunes group {name!r} of size {self.sizes[name]}, which this program does "
+                    "not have",
                     hint="apply a plan to the program that it was made for",
                 )
             found[group.axis] = np.asarray(stay, dtype=np.int64)
@@ -129,7 +130,8 @@ class PruningPlan:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.before.macs / 1e6:.1f} -> {self.after.macs / 1e6:.1f} MMACs, {self.before.params} -> {self.after.params} parameters"
+            f"{self.before.macs / 1e6:.1f} -> {self.after.macs / 1e6:.1f} MMACs, {self.before.params} -> "
+            f"{self.after.params} parameters"
         ]
         for name, stay in self.channels.items():
             note = f"  (multiple of {self.relaxed[name]})" if name in self.relaxed else ""
@@ -200,7 +202,8 @@ def make_plan(
     for name, stay in channels.items():
         if not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < groups[name].size:
             raise InputError(
-                f"group {name!r} has {groups[name].size} indices; {list(stay)[:8]} is not an ascending choice of them",
+                f"group {name!r} has {groups[name].size} indices; {list(stay)[:8]} is not an ascending "
+                "choice of them",
                 hint="list at least one index, each once, in ascending order",
             )
     return PruningPlan(

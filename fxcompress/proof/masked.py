@@ -1,16 +1,18 @@
 """Masked equivalence: what removal must compute, shown on the original graph.
 
-Removing a channel must equal switching it off where it is *consumed*: the original program is run in float64 with the
-consumers' slices of every removed position set to zero (an operand of the contraction), and with every normalisation
-and reduction over a removed axis computed on the kept positions. The pruned program must then give the same outputs to
-1e-9 relative.
+Removing a channel must equal switching it off where it is *consumed*: the original program is run in float64
+with the consumers' slices of every removed position set to zero (an operand of the contraction), and with
+every normalisation and reduction over a removed axis computed on the kept positions. The pruned program must
+then give the same outputs to 1e-9 relative.
 
-Deep networks hardly depend on their input, and a comparison of outputs would then accept almost anything. So what is
-compared is the *difference* between the outputs for two inputs, beside the outputs themselves. Entries that are one
-constant everywhere (a logit masked with -1e38) do not count: measured against them, every fault would be small.
+Deep networks hardly depend on their input, and a comparison of outputs would then accept almost anything. So
+what is compared is the *difference* between the outputs for two inputs, beside the outputs themselves.
+Entries that are one constant everywhere (a logit masked with -1e38) do not count: measured against them,
+every fault would be small.
 
-What removal *means* is taken from the operators, not from the model's intent: `x.sum(1) / 64` over 64 channels keeps
-its 64 when channels go, exactly as if they were zero; `x.mean(1)` is the mean of those that stay.
+What removal *means* is taken from the operators, not from the model's intent: `x.sum(1) / 64` over 64
+channels keeps its 64 when channels go, exactly as if they were zero; `x.mean(1)` is the mean of those that
+stay.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ class MaskedEquivalence:
     Args:
         output_error: largest difference of an output, relative to the largest output.
         difference_error: largest difference in how outputs answer a change of input, relative to that answer.
-        response: how much the outputs moved between the two inputs, relative to their size. When it is zero, the
-            model ignores its input, and the comparison of differences says nothing.
+        response: how much the outputs moved between the two inputs, relative to their size. When it is zero,
+            the model ignores its input, and the comparison of differences says nothing.
     """
 
     output_error: float
@@ -79,7 +81,8 @@ def masked_equivalence(
 
 
 def vary(inputs: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Other inputs of the same kind: noise of the same scale added to floats; rows of the others change places.
+    """Other inputs of the same kind: noise of the same scale added to floats; rows of the others change
+    places.
 
     Whole rows move, so that token ids stay with their masks and every column keeps its range.
     """
@@ -104,9 +107,7 @@ def _by_output(
 ) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """Per output: what is wanted for the two inputs, and what was found."""
     (wanted, found), (other_wanted, other_found) = answers
-    yield from zip(
-        zip(wanted, other_wanted, strict=True), zip(found, other_found, strict=True), strict=True
-    )
+    yield from zip(zip(wanted, other_wanted, strict=True), zip(found, other_found, strict=True), strict=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class _Output:
         """Raise ProofError where numbers cannot be compared: another shape, NaN, integers that differ."""
         if self.wanted.shape != self.found.shape:
             raise ProofError(
-                f"{name} has shape {tuple(self.found.shape)} after pruning, and had {tuple(self.wanted.shape)}"
+                f"{name} has shape {tuple(self.found.shape)} after pruning, and had "
+                f"{tuple(self.wanted.shape)}"
             )
         if bool(self.wanted.isnan().any() | self.other_wanted.isnan().any()):
             raise ProofError(
@@ -159,12 +161,14 @@ def _compare(outputs: Sequence[_Output], names: Sequence[str]) -> MaskedEquivale
         moved = _peak(live.other_wanted - live.wanted)
         error = _peak(live.found - live.wanted)
         drift = _peak((live.other_found - live.found) - (live.other_wanted - live.wanted))
-        # Cancellation makes the difference of two outputs uncertain by their rounding, a few units of 1e-16 each.
+        # Cancellation makes the difference of two outputs uncertain by their rounding, a few units of 1e-16
+        # each.
         rounding = 1e-13 * size
         if not error <= TOLERANCE * size or not drift <= TOLERANCE * moved + rounding:
             raise ProofError(
                 f"{name} differs from the masked original: {error / max(size, 1e-300):.2e} of its size, "
-                f"{drift / max(moved, 1e-300):.2e} of its response to a change of input (allowed {TOLERANCE:.0e})",
+                f"{drift / max(moved, 1e-300):.2e} of its response to a change of input (allowed "
+                f"{TOLERANCE:.0e})",
                 hint=_FAULT,
             )
         output_error = max(output_error, error / size if size else 0.0)
@@ -230,8 +234,8 @@ class MaskedExecutor(Executor):
     def _on_kept_positions(self, n: Node) -> Any:
         """Compute a normalisation or reduction on the kept positions of everything it reads.
 
-        Removed positions of the result (of other axes) hold what the whole operator computes there: they are finite
-        numbers, and switched off where they are consumed.
+        Removed positions of the result (of other axes) hold what the whole operator computes there: they are
+        finite numbers, and switched off where they are consumed.
         """
         assert isinstance(n.target, torch._ops.OpOverload)
         bound = arguments(n)

@@ -1,4 +1,6 @@
-"""How a case is written: a function that builds a small network around one operator, and what must be prunable."""
+"""How a case is written: a function that builds a small network around one operator, and what must be
+prunable.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ def view_into_factors(net: Net) -> fx.Node:
 
 @case(4, 3, dynamic=True)
 def view_that_mixes_batch_and_heads(net: Net) -> fx.Node:
-    """`[B, T, H * D] => [B * H, T, D]`, as `bmm` wants it, and back; batch times heads is one symbolic size."""
+    """`[B, T, H * D] => [B * H, T, D]`, as `bmm` wants it, and back; batch times heads is one symbolic
+    size.
+    """
     x = net.features(5, width=12)
     batch = net.size(x, 0)
     y = net(aten.permute.default, net(aten.view.default, x, [batch, 5, 4, 3]), [0, 2, 1, 3])

@@ -54,7 +54,9 @@ def prove(program: Program, seeds: int = 2) -> Proven:
 
 
 def shrinking_plan(analysis: Analysis, seed: int) -> PruningPlan:
-    """At least one index goes from every group; as few as can be stay for seed 0, a random number otherwise."""
+    """At least one index goes from every group; as few as can be stay for seed 0, a random number
+    otherwise.
+    """
     generator = np.random.default_rng(seed)
     channels = {}
     for group in analysis.groups:

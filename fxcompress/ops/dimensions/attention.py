@@ -39,7 +39,9 @@ def embedding(space: Space, node: Node) -> Value:
 
 
 def index(space: Space, node: Node) -> Value:
-    """x[i, j, ..]: indexed dimensions are addressed by value; adjacent indices are replaced by their broadcast shape."""
+    """x[i, j, ..]: indexed dimensions are addressed by value; adjacent indices are replaced by their
+    broadcast shape.
+    """
     bound = arguments(node)
     x = space.of(bound["self"])
     slots = [*bound["indices"], *[None] * (len(x) - len(bound["indices"]))]

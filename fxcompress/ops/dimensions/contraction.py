@@ -24,7 +24,9 @@ def linear(space: Space, node: Node) -> Value:
 
 
 def product_of(space: Space, node: Node, a: Dims, b: Dims) -> Dims:
-    """a[.., M, K] @ b[.., K, N] => y[.., M, N], vectors allowed on either side, leading dimensions broadcast."""
+    """a[.., M, K] @ b[.., K, N] => y[.., M, N], vectors allowed on either side, leading dimensions
+    broadcast.
+    """
     space.unify(node, a[-1], b[-2] if len(b) > 1 else b[-1])
     lead = space.broadcast(node, [a[:-2], b[:-2]])
     return (*lead, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))

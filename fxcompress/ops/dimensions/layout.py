@@ -25,6 +25,7 @@ def reshape_as(space: Space, node: Node) -> Value:
 
 
 def permute(space: Space, node: Node) -> Value:
+    """The dimensions in the order that the arguments name."""
     bound = arguments(node)
     x = space.of(bound["self"])
     return tuple(x[place] for place in bound["dims"])
@@ -42,6 +43,7 @@ def transpose(space: Space, node: Node) -> Value:
 
 
 def movedim(space: Space, node: Node) -> Value:
+    """The named dimensions at their new places, the others in order around them."""
     bound = arguments(node)
     x = space.of(bound["self"])
     source, target = (_as_list(bound[name], len(x)) for name in ("source", "destination"))
@@ -79,7 +81,9 @@ def stack(space: Space, node: Node) -> Value:
 
 
 def split(space: Space, node: Node) -> Value:
-    """`split`, `split_with_sizes`, `chunk`, `tensor_split`: consecutive pieces, their sizes read off the results."""
+    """`split`, `split_with_sizes`, `chunk`, `tensor_split`: consecutive pieces, their sizes read off the
+    results.
+    """
     bound = arguments(node)
     dims = space.of(bound["self"])
     place = bound["dim"] % len(dims)
@@ -120,7 +124,9 @@ def bounds(start: object, end: object, size: int) -> tuple[int, int] | None:
 
 
 def slice_(space: Space, node: Node) -> Value:
-    """x[start:end:step]: a piece of a concatenation, or the outer factor of a product when every k-th is taken."""
+    """x[start:end:step]: a piece of a concatenation, or the outer factor of a product when every k-th is
+    taken.
+    """
     bound = arguments(node)
     dims = list(space.of(bound["self"]))
     place, step = bound["dim"] % len(dims), bound["step"]

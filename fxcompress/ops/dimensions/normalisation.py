@@ -1,4 +1,6 @@
-"""Normalisations and reductions. Removing positions that are normalised over changes the statistics: they are tagged."""
+"""Normalisations and reductions. Removing positions that are normalised over changes the statistics: they
+are tagged.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,14 @@ def native_batch_norm(space: Space, node: Node) -> Value:
     x = batch_norm(space, node)
     assert isinstance(x, tuple)
     rest = (hints(value) for value in node.meta["val"][1:])
-    return [x, *((x[1],) if sizes == (x[1].size,) else space.fixed(node, sizes, "reserved") for sizes in rest)]
+    channels = x[1]
+    return [
+        x,
+        *(
+            (channels,) if sizes == (channels.size,) else space.fixed(node, sizes, "reserved")
+            for sizes in rest
+        ),
+    ]
 
 
 def _tag(node: Node, dims: Iterable[Dim]) -> None:
@@ -67,7 +76,9 @@ def native_layer_norm(space: Space, node: Node) -> Value:
 
 
 def group_norm(space: Space, node: Node) -> Value:
-    """x[N, G*I, ..] is normalised over I and what follows; whole groups or positions in every group may go."""
+    """x[N, G*I, ..] is normalised over I and what follows; whole groups or positions in every group may
+    go.
+    """
     bound = arguments(node)
     x = space.of(bound["input"])
     groups = bound["num_groups"] if "num_groups" in bound else bound["group"]

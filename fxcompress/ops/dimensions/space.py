@@ -1,7 +1,7 @@
 """The state of a forward walk: which dimension expressions every tensor of a graph has so far.
 
-A *rule* reads the expressions of a node's inputs from the space, relates them with the verbs below (each of which
-remembers the node as the one to blame), and returns the expressions of its outputs.
+A *rule* reads the expressions of a node's inputs from the space, relates them with the verbs below (each of
+which remembers the node as the one to blame), and returns the expressions of its outputs.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Space:
             return list(self.fixed(node, sizes, f"reshaped across its structure: {fault}"))
 
     def broadcast(self, node: Node, operands: Sequence[Dims]) -> Dims:
-        """Align from the right and unify what is not broadcast (NumPy's rule); returns the result's dimensions."""
+        """Align from the right and unify what is not broadcast (NumPy's rule); returns the result's
+        dimensions.
+        """
         rank = max((len(dims) for dims in operands), default=0)
         result: list[Dim] = []
         for place in range(rank, 0, -1):

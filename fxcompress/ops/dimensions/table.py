@@ -41,12 +41,16 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (normalisation.ordered_reduction, "max.dim min.dim argmax argmin"),
     (
         normalisation.pooling,
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-        "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_avg_pool2d "
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+        "adaptive_avg_pool2d "
+        "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+        "_adaptive_avg_pool2d "
         "_adaptive_avg_pool3d max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices "
-        "upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d "
+        "upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec "
+        "upsample_nearest3d "
         "upsample_nearest3d.vec _upsample_nearest_exact2d _upsample_nearest_exact2d.vec upsample_bilinear2d "
-        "upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec upsample_linear1d upsample_linear1d.vec "
+        "upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec upsample_linear1d "
+        "upsample_linear1d.vec "
         "upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
     ),
     (attention.scaled_dot_product_attention, "scaled_dot_product_attention"),
@@ -55,7 +59,8 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (attention.index_select, "index_select"),
     (
         layout.reshape,
-        "view reshape _unsafe_view flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims unsqueeze",
+        "view reshape _unsafe_view flatten.using_ints unflatten.int squeeze squeeze.dim squeeze.dims "
+        "unsqueeze",
     ),
     (layout.reshape_as, "view_as reshape_as"),
     (layout.permute, "permute permute_copy"),
@@ -94,15 +99,19 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (
         elementwise.same,
         "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach detach_ "
-        "alias lift_fresh_copy to.dtype to.dtype_layout to.device to.other type_as _to_copy zeros_like ones_like full_like "
+        "alias lift_fresh_copy to.dtype to.dtype_layout to.device to.other type_as _to_copy zeros_like "
+        "ones_like full_like "
         "empty_like",
     ),
     (
         elementwise.elementwise,
-        "where.self masked_fill.Scalar masked_fill.Tensor clamp clamp.Tensor clamp_min clamp_max silu gelu mish "
+        "where.self masked_fill.Scalar masked_fill.Tensor clamp clamp.Tensor clamp_min clamp_max silu gelu "
+        "mish "
         "hardswish hardsigmoid hardtanh relu relu6 leaky_relu elu selu celu softplus softshrink hardshrink "
-        "threshold sigmoid tanh rsub.Scalar rsub.Tensor fake_quantize_per_tensor_affine logical_and logical_or "
-        "logical_not bitwise_and.Tensor bitwise_or.Tensor bitwise_not log_sigmoid floor_divide remainder.Scalar",
+        "threshold sigmoid tanh rsub.Scalar rsub.Tensor fake_quantize_per_tensor_affine logical_and "
+        "logical_or "
+        "logical_not bitwise_and.Tensor bitwise_or.Tensor bitwise_not log_sigmoid floor_divide "
+        "remainder.Scalar",
     ),
 )
 
