@@ -43,7 +43,7 @@ class Space:
 
     def freeze(self, node: Node, dims: Dim | Sequence[Dim], text: str) -> None:
         """Say that nothing may be removed from these dimensions because of `node`."""
-        for dim in dims if isinstance(dims, tuple | list) else [dims]:
+        for dim in dims if isinstance(dims, Sequence) else [dims]:
             algebra.freeze(dim, self.reason(node, text))
 
     def fixed(self, node: Node, sizes: Sequence[int], text: str) -> Dims:
