@@ -83,20 +83,22 @@ def _origin(node: fx.Node) -> str:
     """The program node that a decomposed node came from; itself when it was not decomposed."""
     if ORIGIN in node.meta:
         return str(node.meta[ORIGIN])
-    sources = node.meta.get("from_node")
-    retraced = sources is not None and sources[0].pass_name.startswith("Interpreter_PropagateUnbackedSymInts")
-    return str(sources[0].name) if retraced else node.name
+    for source in node.meta.get("from_node", []):
+        if source.pass_name.startswith("Interpreter_PropagateUnbackedSymInts"):  # the exporter's whole trace
+            return str(source.name)
+    return node.name
 
 
 def _symbols(program: Program, graph: fx.Graph) -> dict[str, str]:
-    """The exporter's symbols (`s77`) by their names in the signature (`batch`)."""
+    """The exporter's symbols (`s77`) by their names in the signature (`batch`).
+
+    A size that turned out to be a number is listed too; as no identifier is a number, that does nothing.
+    """
     found: dict[str, str] = {}
     inputs = [node for node in graph.nodes if node.op == "placeholder"][-len(program.signature.inputs) :]
     for name, node in zip(program.signature.inputs, inputs, strict=True):
         for dim, symbol in program.signature.dynamic.get(name, {}).items():
-            size = walk.value(node).shape[dim]
-            if isinstance(size, torch.SymInt):
-                found[str(size)] = symbol
+            found[str(walk.value(node).shape[dim])] = symbol
     return found
 
 

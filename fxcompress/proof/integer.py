@@ -1,17 +1,23 @@
 """An int8 program against its ONNX session: every operator within one step, and the whole within the error it
 admits.
 
-(a) *Operator by operator*, with the runtime's graph optimizations off. Every quantized value is an output of
-the session. The program is run along with it, and at each quantization its integers must be within one step
-(one LSB) of the session's; it then goes on with the session's integers. So each operator is judged alone, on
-equal inputs, and a rounding that falls the other way at one of them is not carried to the next.
+(a) *Operator by operator.* Every quantized value is made an output of the session. The program is run along
+with it, and at each quantization its integers must be within one step (one LSB) of the session's; it then
+goes on with the session's integers. So each operator is judged alone, on equal inputs, and a rounding that
+falls the other way at one of them is not carried to the next. This is done twice: with the runtime's graph
+optimizations off, which judges the file as written, and with them on, which judges the integer kernels that
+replace Q/DQ pairs.
 
-(b) *End to end*, with optimizations on, where integer kernels replace Q/DQ pairs and round elsewhere:
+(b) *End to end*, the session as it will be deployed, for every output:
 
-    |session - int8 program|_2  <=  1/2 |int8 program - float program|_2  +  1024 eps |int8 program|_2
+    |session - int8 program|  <=  1/2 |int8 program - float program|  +  2 |unoptimised session - int8
+                                  program| +  1024 eps |int8 program|
 
-for every output: what the runtime adds stays below half of what quantization itself costs. The norm is
-Euclidean over all elements of an output; the last term is for networks where quantization costs nothing.
+What the runtime adds stays below half of what quantization itself costs. The norm is Euclidean over all
+elements of an output. The second term is the network's answer to roundings that (a) has shown to be single
+steps: a deep network with random weights amplifies a handful of them (one in 20 000, in a ResNet-50) to 60 %
+of its quantization error, because every later rounding is drawn afresh. The last term is for networks where
+quantization costs nothing.
 """
 
 from __future__ import annotations
@@ -35,10 +41,13 @@ from fxcompress.graph.program import Program
 from fxcompress.proof.exposure import inner_values, outputs_of
 
 SHARE = 0.5
+NOISE = 2.0
 TAIL = 1024.0 * float(np.finfo(np.float32).eps)
 """Relative rounding of a short float32 chain: a hundred eps for a long sum, times the ten operators of a
 chain.
 """
+
+Arrays = Sequence[NDArray[Any]]
 
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
@@ -50,7 +59,8 @@ class IntegerBound:
 
     Attributes:
         quantizers: quantizations compared with the session, operator by operator.
-        off_by_one: share of their integers that differ, each by one step.
+        off_by_one: share of their integers that differ, each by one step, with optimizations off and on
+            together.
         error: Euclidean distance of the optimising session from the int8 program, for the output closest to
             its bound.
         bound: what that distance may be.
@@ -77,40 +87,47 @@ def integer_bound(
 
     Raises:
         ProofError: an operator is off by more than one step, a quantization is not in the file, or the whole
-            is further away than half of the quantization error.
+            is further away than the bound.
         SessionError: the model does not load or does not take the inputs.
     """
-    follower = _follow(int8_program, model, inputs)
-    worst = _end_to_end(float_program, int8_program, model, inputs)
-    differing, total = sum(follower.differing), sum(follower.compared)
-    return IntegerBound(len(follower.compared), differing / max(1, total), *worst)
+    written, plain = _follow(int8_program, model, inputs, optimize=False)
+    deployed, _ = _follow(int8_program, model, inputs, optimize=True)
+    differing = sum(written.differing) + sum(deployed.differing)
+    compared = sum(written.compared) + sum(deployed.compared)
+    session = outputs_of(model, inputs, optimize=True)
+    worst = _end_to_end(float_program, int8_program, inputs, session, plain)
+    return IntegerBound(len(written.compared), differing / max(1, compared), *worst)
 
 
-def _follow(program: Program, model: onnx.ModelProto, inputs: Sequence[torch.Tensor]) -> _Follower:
-    """Part (a)."""
+def _follow(
+    program: Program, model: onnx.ModelProto, inputs: Sequence[torch.Tensor], *, optimize: bool
+) -> tuple[_Follower, Arrays]:
+    """Part (a), in one setting of the runtime; also the outputs of that session."""
     quantizers = [node for node in program.graph.nodes if node.target is _QUANTIZE]
-    inner = inner_values(model, [node.name for node in quantizers], inputs)
+    inner, session = inner_values(model, [node.name for node in quantizers], inputs, optimize=optimize)
     for node in quantizers:
         if node.name not in inner and not _cancels(node):
             raise _failure(node, f"the quantization {node.name} is not in the ONNX file")
     follower = _Follower(program, inner)
     with torch.no_grad():
         outputs = follower.run_flat(list(inputs))
-    session = outputs_of(model, inputs, optimize=False)
     for name, mine, theirs in zip(program.signature.outputs, outputs, session, strict=True):
-        expected = mine.numpy()
-        if expected.shape != theirs.shape:
-            raise ProofError(
-                f"output {name!r} is {theirs.shape} in the session and {expected.shape} in the program"
-            )
-        gap = np.abs(expected.astype(np.float64) - theirs).max(initial=0.0)
-        scale = np.abs(expected.astype(np.float64)).max(initial=0.0)
-        if not gap <= TAIL * scale:
-            raise ProofError(
-                f"output {name!r} differs by {gap:.3g} from the unoptimised session on equal integers; "
-                f"rounding explains {TAIL * scale:.3g}"
-            )
-    return follower
+        _check_tail(name, mine.numpy(), theirs)
+    return follower, session
+
+
+def _check_tail(name: str, mine: NDArray[Any], theirs: NDArray[Any]) -> None:
+    """What follows the last quantization is float arithmetic on equal integers."""
+    if mine.shape != theirs.shape:
+        raise ProofError(f"output {name!r} is {theirs.shape} in the session and {mine.shape} in the program")
+    expected = mine.astype(np.float64)
+    gap = np.abs(expected - theirs).max(initial=0.0)
+    explained = TAIL * np.abs(expected).max(initial=0.0)
+    if not gap <= explained:
+        raise ProofError(
+            f"output {name!r} differs by {gap:.3g} from the session on equal integers; rounding explains "
+            f"{explained:.3g}"
+        )
 
 
 class _Follower(Executor):
@@ -147,24 +164,31 @@ class _Follower(Executor):
 
 
 def _end_to_end(
-    float_program: Program, int8_program: Program, model: onnx.ModelProto, inputs: Sequence[torch.Tensor]
+    float_program: Program,
+    int8_program: Program,
+    inputs: Sequence[torch.Tensor],
+    session: Arrays,
+    plain: Arrays,
 ) -> tuple[float, float, str]:
-    """Part (b): error, bound and name of the output that comes closest to its bound."""
-    session = outputs_of(model, inputs, optimize=True)
+    """Part (b), given the outputs of the optimising and of the unoptimised session.
+
+    Returns error, bound and name of the output that comes closest to its bound.
+    """
+    names = int8_program.signature.outputs
     quantized = [tensor.numpy() for tensor in run_flat(int8_program, inputs)]
     exact = [tensor.numpy() for tensor in run_flat(float_program, inputs)]
     judged = []
-    for name, theirs, mine, wanted in zip(
-        int8_program.signature.outputs, session, quantized, exact, strict=True
-    ):
+    for name, theirs, unoptimised, mine, wanted in zip(names, session, plain, quantized, exact, strict=True):
+        cost = _distance(mine, wanted)
         error = _distance(theirs, mine)
-        bound = SHARE * _distance(mine, wanted) + TAIL * _distance(mine, np.zeros_like(mine))
+        bound = (
+            SHARE * cost + NOISE * _distance(unoptimised, mine) + TAIL * _distance(mine, np.zeros_like(mine))
+        )
         if not error <= bound:
             raise ProofError(
-                f"output {name!r} of the optimising session is {error:.3g} away from the int8 program, "
-                f"more than half of the quantization error ({bound:.3g})",
-                hint="the runtime's integer kernels change this network more than its quantization does; "
-                "leave the operators that are listed as executed in int8 but not intended so in float",
+                f"output {name!r} of the optimising session is {error:.3g} away from the int8 program; "
+                f"{bound:.3g} is allowed, and quantization itself costs {cost:.3g}",
+                hint="the runtime's integer kernels change this network more than its quantization does",
             )
         judged.append((error, bound, name))
     return max(judged, key=lambda item: item[0] / item[1] if item[1] > 0 else 0.0)

@@ -116,7 +116,7 @@ def _first_divergence(
     Every node is given the session's inputs, so that what went wrong before it does not count against it.
     """
     nodes = [node for node in program.graph.nodes if node.op == "call_function" and walk.is_tensor(node)]
-    inner = inner_values(model, [node.name for node in nodes], inputs)
+    inner, _ = inner_values(model, [node.name for node in nodes], inputs)
     comparer = _Comparer(program, inner)
     with torch.no_grad():
         comparer.run_flat(list(inputs))
