@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import networkx as nx
@@ -72,6 +73,7 @@ class Source:
         return parts[1] if len(parts) > 1 else ""
 
 
+@cache
 def read(root: Path) -> dict[str, Source]:
     """Every file of fxcompress/ and passes/, keyed by import name; the link is not walked twice."""
     files = [(path, path.relative_to(root)) for path in (root / "fxcompress").rglob("*.py")]
