@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import click
 from rich.console import Console, RenderableType
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 
 from fxcompress.errors import CompressError
 
@@ -50,7 +50,7 @@ class Steps:
         self._live = Progress(
             SpinnerColumn(finished_text="·"),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.elapsed:.1f} s"),
             console=self._console,
         )
         self._task: TaskID | None = None
@@ -84,6 +84,7 @@ class Steps:
             return
         if self._task is not None:
             self._live.update(self._task, completed=1)
+            self._live.stop_task(self._task)
         else:
             seconds = time.perf_counter() - self._start
             click.echo(f"{self._name}  {seconds:.1f} s", err=True)

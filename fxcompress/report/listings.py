@@ -67,7 +67,8 @@ def _program_facts(analysis: Analysis, contents: Contents) -> RenderableType:
     made = tables.table("Program", "", "")
     made.show_header = False
     _signature_rows(made, contents)
-    made.add_row("parameters", units.count(cost.params))
+    made.add_row("trainable parameters", units.count(cost.params))
+    made.add_row("stored values", units.count(contents.elements))
     made.add_row("MACs per sample", units.count(cost.macs))
     made.add_row("tensor bytes", units.size(cost.bytes))
     made.add_row("operators", _counted(contents.by_operator()))
