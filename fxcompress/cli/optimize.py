@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -113,7 +115,7 @@ def optimize(
           --calibration images.npz --evaluate mymodels.score:accuracy
     """
     _check_folder(output)
-    with Steps() as step:
+    with Steps() as step, contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
         step("load")
         given = specs.given_model(model, trust=trust)
         data = specs.calibration(calibration, calibration_batch) if calibration else None

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 def build():
+    print("users may print")
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
@@ -74,6 +75,16 @@ def test_inspect_program_as_json(folder: Path) -> None:
     data = json.loads(invoke("inspect", folder / "net.fxc", "--json").stdout)
     assert data["kind"] == "program"
     assert [group["name"] for group in data["groups"]] == ["0.weight[0]"]
+
+
+def test_inspect_pt2_and_the_program_it_becomes_are_the_same(folder: Path, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, 8, 8),)), tmp_path / "net.pt2")
+    result = invoke("inspect", tmp_path / "net.pt2")
+    assert result.exit_code == 0
+    assert "0.weight[0]" in result.stdout
+    capture(tmp_path / "net.pt2").save(tmp_path / "net.fxc")
+    assert "are the same" in invoke("diff", tmp_path / "net.pt2", tmp_path / "net.fxc").stdout
 
 
 def test_inspect_why(folder: Path) -> None:
