@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 
 import torch
 from torch.fx import Node
 
+from fxcompress.analysis.varying import Varying, freeze_sizes_read_as_numbers
 from fxcompress.axes.algebra import freeze
 from fxcompress.axes.expression import Axis, Reason
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.ops.arguments import hints, tensor_arguments
+from fxcompress.ops.arguments import hints
 from fxcompress.ops.dimensions.space import Dims, Space, Value
 from fxcompress.ops.dimensions.table import rule_for
 
 
 def propagate(program: Program) -> Space:
-    """Walk the graph once; afterwards every tensor-valued node has its dimensions and every obstacle its reason."""
+    """Walk the graph once: afterwards every tensor has its dimensions and every obstacle its reason."""
     space = Space()
+    varying = Varying(program)
     for node in program.graph.nodes:
         if node.op == "placeholder" and walk.is_tensor(node):
             space.values[node] = space.fixed(node, hints(node.meta["val"]), "a model input")
         elif node.op == "get_attr":
             space.values[node] = _stored(node)
-        elif node.op == "call_function" and _yields_tensors(node):
+        elif node.op == "call_function" and _tensors(node):
             space.values[node] = _apply(space, node)
         elif node.op == "output":
             for source in node.all_input_nodes:
                 if source in space.values:
                     space.freeze(node, space.of(source), "a model output")
+        if node in space.values:
+            for dims, value in zip(_listed(space.values[node]), _tensors(node), strict=True):
+                varying.check(space, node, dims, value)
+    freeze_sizes_read_as_numbers(program, space)
     return space
 
 
@@ -46,13 +51,15 @@ def _stored(node: Node) -> Dims:
     return dims
 
 
-def _yields_tensors(node: Node) -> bool:
-    return any(isinstance(value, torch.Tensor) for value in _values(node))
-
-
-def _values(node: Node) -> Iterator[object]:
+def _tensors(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node yields; several for an operator with several results."""
     value = node.meta.get("val")
-    yield from value if isinstance(value, tuple | list) else (value,)
+    values = value if isinstance(value, tuple | list) else (value,)
+    return [item for item in values if isinstance(item, torch.Tensor)]
+
+
+def _listed(value: Value) -> list[Dims]:
+    return value if isinstance(value, list) else [value]
 
 
 def _apply(space: Space, node: Node) -> Value:
@@ -65,6 +72,8 @@ def _apply(space: Space, node: Node) -> Value:
     rule = rule_for(node.target)
     if rule is None:
         return _freeze_all(space, node, f"no rule for {node.target}")
+    if any(isinstance(space.values.get(source), list) for source in node.all_input_nodes):
+        return _freeze_all(space, node, "several results read at once")
     value = rule(space, node)
     if not _agrees(node, value):
         return _freeze_all(space, node, f"the rule for {node.target} does not describe this use")
@@ -73,16 +82,13 @@ def _apply(space: Space, node: Node) -> Value:
 
 def _agrees(node: Node, value: Value) -> bool:
     """Whether the rule's sizes are those of the real result: a wrong rule must freeze, not mislead."""
-    found = value if isinstance(value, list) else [value]
-    wanted = [hints(item) for item in _values(node) if isinstance(item, torch.Tensor)]
-    return [tuple(dim.size for dim in dims) for dims in found] == wanted
+    wanted = [hints(item) for item in _tensors(node)]
+    return [tuple(dim.size for dim in dims) for dims in _listed(value)] == wanted
 
 
 def _freeze_all(space: Space, node: Node, text: str) -> Value:
-    for source in tensor_arguments(node):
-        space.freeze(node, space.of(source), text)
-    results = [
-        space.fixed(node, hints(item), text) if isinstance(item, torch.Tensor) else ()
-        for item in _values(node)
-    ]
+    for source in node.all_input_nodes:
+        for dims in _listed(space.values.get(source, ())):
+            space.freeze(node, dims, text)
+    results = [space.fixed(node, hints(item), text) for item in _tensors(node)]
     return results if isinstance(node.meta["val"], tuple | list) else results[0]

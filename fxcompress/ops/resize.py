@@ -6,13 +6,13 @@ One row per operator that carries such a constant; an operator without a row has
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from fxcompress.axes import algebra
 from fxcompress.axes.expression import Axis, Dim
@@ -32,7 +32,7 @@ class Scaled:
 
     value: Node
     new: int
-    old: int
+    old: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Resizing:
 
     space: Space
     widths: Mapping[Axis, int]
-    _scalars: dict[Node, int] = field(default_factory=dict)
+    _scalars: dict[Node, float] = field(default_factory=dict)
 
     def after(self, dim: Dim) -> int:
         """The new size of a dimension."""
@@ -68,7 +68,7 @@ class Resizing:
         value = self.space.values.get(node, ())
         return value if isinstance(value, list) else [value]
 
-    def scalar(self, node: Node) -> int:
+    def scalar(self, node: Node) -> float:
         """The value, in the example, that a symbolic size has after the resizing if its node is left as it
         is.
         """
@@ -76,15 +76,16 @@ class Resizing:
             self._scalars[node] = self._scalar(node)
         return self._scalars[node]
 
-    def _scalar(self, node: Node) -> int:
+    def _scalar(self, node: Node) -> float:
         if node.target is aten.sym_size.int:
             source, place = node.args
             assert isinstance(source, Node) and isinstance(place, int)
-            return self.after(self.space.of(source)[place]) if source in self.space.values else _before(node)
-        if node.op != "call_function" or not _is_arithmetic(node.target):
-            return _before(node)
-        values = [self.scalar(item) if isinstance(item, Node) else item for item in node.args]
-        return int(node.target(*values))  # type: ignore[operator]
+            return self.after(self.space.of(source)[place])
+        if not callable(node.target) or any(source in self.space.values for source in node.all_input_nodes):
+            return _before(node)  # what else is read off a tensor stays, see freeze_sizes_read_as_numbers
+        args, kwargs = map_arg((node.args, node.kwargs), self.scalar)
+        result: float = node.target(*args, **kwargs)
+        return result
 
     def size(self, argument: Any, dim: Dim) -> Any:
         """The argument that gives `dim` its new size: unchanged, a number, or a rescaled symbolic size."""
@@ -98,16 +99,9 @@ class Resizing:
         return [self.size(argument, dim) for argument, dim in zip(wanted, dims, strict=True)]
 
 
-def _before(node: Node) -> int:
+def _before(node: Node) -> float:
     value = node.meta["val"]
-    return hint(value) if isinstance(value, int | torch.SymInt) else int(value)
-
-
-_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg)
-
-
-def _is_arithmetic(target: Any) -> bool:
-    return target in _ARITHMETIC
+    return hint(value) if isinstance(value, int | torch.SymInt) else float(value)
 
 
 Row: TypeAlias = Callable[[Resizing, Node], Change | None]
@@ -242,11 +236,9 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
             aten.zeros.default,
             aten.ones.default,
             aten.full.default,
-            aten.empty.memory_format,
             aten.new_zeros.default,
             aten.new_ones.default,
             aten.new_full.default,
-            aten.new_empty.default,
         ),
     ),
     (_reshape, (aten.reshape.default,)),

@@ -98,6 +98,7 @@ def passes_unchanged(net: Net) -> fx.Node:
         (aten.alpha_dropout.default, 0.5, False), (aten.feature_alpha_dropout.default, 0.5, False),
         (aten.clone.default,), (aten.contiguous.default,), (aten.detach.default,), (aten.alias.default,),
         (aten.lift_fresh_copy.default,), (aten.to.dtype, torch.float64), (aten._to_copy.default,),
+        (aten.to.dtype_layout,), (aten.to.device, "cpu", torch.float32),
     ):  # fmt: skip
         x = net(target, x, *args)
     y = net(aten.to.other, x, net.parameter(1))
@@ -124,7 +125,11 @@ def repeated_keys(net: Net) -> fx.Node:
     x = net.channels(3, 5)
     batch = net.size(x, 0)
     keys = net(aten.expand.default, net(aten.unsqueeze.default, x, 2), [batch, 3, 4, 5])
-    keys = net(aten.view.default, net(aten.clone.default, keys, memory_format=torch.contiguous_format), [batch, 12, 5])
+    keys = net(
+        aten.view.default,
+        net(aten.clone.default, keys, memory_format=torch.contiguous_format),
+        [batch, 12, 5],
+    )
     return net.read(net(aten.mul.Tensor, net.channels(12, 5), net(aten.tanh.default, keys)))
 
 
@@ -179,9 +184,7 @@ def attention_with_a_mask(net: Net) -> fx.Node:
 def attention_in_groups(net: Net) -> fx.Node:
     """Key-value heads, and how many query heads share one."""
     q, k, v = _heads(net, 6, 6, 4), _heads(net, 6, 2, 4), _heads(net, 6, 2, 5)
-    y = net(
-        aten.scaled_dot_product_attention.default, q, k, v, None, 0.0, True, scale=None, enable_gqa=True
-    )
+    y = net(aten.scaled_dot_product_attention.default, q, k, v, None, 0.0, True, scale=None, enable_gqa=True)
     return net.read(_joined(net, y, 6))
 
 
@@ -221,7 +224,9 @@ def indexing_that_moves_dimensions(net: Net) -> fx.Node:
     """Indices apart from each other put their result first; flags give a size that data decides."""
     x = net(aten.reshape.default, net.channels(4, 6), [2, 4, 3, 2])
     ids = net.buffer(torch.tensor([0, 1]))
-    return net(aten.unsqueeze.default, net(aten.flatten.using_ints, net(aten.index.Tensor, x, [ids, None, ids])), 0)
+    return net(
+        aten.unsqueeze.default, net(aten.flatten.using_ints, net(aten.index.Tensor, x, [ids, None, ids])), 0
+    )
 
 
 @case()

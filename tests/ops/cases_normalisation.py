@@ -274,9 +274,7 @@ def attention_of_a_convolutional_block(net: Net) -> fx.Node:
     """CBAM's spatial gate: mean and maximum over the channels, joined and convolved."""
     x = net.channels(6, 5)
     pair = [net(aten.mean.dim, x, [1], True), net(aten.amax.default, x, [1], True)]
-    gate = net(
-        aten.conv1d.default, net(aten.cat.default, pair, 1), net.parameter(1, 2, 3), None, [1], [1]
-    )
+    gate = net(aten.conv1d.default, net(aten.cat.default, pair, 1), net.parameter(1, 2, 3), None, [1], [1])
     return net.read(net(aten.mul.Tensor, x, net(aten.sigmoid.default, gate)))
 
 

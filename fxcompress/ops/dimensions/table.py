@@ -84,11 +84,11 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (layout.pixel_unshuffle, "pixel_unshuffle"),
     (
         layout.filled,
-        "zeros ones full empty.memory_format new_zeros new_ones new_full new_empty scalar_tensor",
+        "zeros ones full new_zeros new_ones new_full scalar_tensor",
     ),
     (
         layout.generated,
-        "arange arange.start arange.start_step eye eye.m linspace tril_indices triu_indices one_hot",
+        "arange arange.start arange.start_step eye eye.m linspace one_hot",
     ),
     (elementwise.dropout_with_mask, "native_dropout"),
     (elementwise.expand, "expand broadcast_to"),
@@ -98,10 +98,9 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (elementwise.triangle, "tril triu"),
     (
         elementwise.same,
-        "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach detach_ "
+        "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach "
         "alias lift_fresh_copy to.dtype to.dtype_layout to.device to.other type_as _to_copy zeros_like "
-        "ones_like full_like "
-        "empty_like",
+        "ones_like full_like",
     ),
     (
         elementwise.elementwise,
