@@ -66,7 +66,7 @@ def steps() -> list[str]:
 
 @pytest.fixture(scope="module")
 def result(model: nn.Module, before: dict[str, Tensor], steps: list[str]) -> fxcompress.Result:
-    """One whole run: pruned, int8, with a metric (agreement with the model), calibration that is read once."""
+    """One whole run: pruned, int8, with a metric (agreement with the model), calibration read once."""
     calibration = ((images(8, seed), torch.zeros(8)) for seed in range(3))
 
     def agreement(f: Any) -> float:

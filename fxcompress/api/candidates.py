@@ -4,8 +4,8 @@ The candidates are the float model, the int8 model and, as the fallback, the ori
 policy:
 
 - a candidate that loses more of the metric than `max_drop` is out;
-- `objective="latency"`: the fastest is in front; one that ties with it (not slower by 2 % beyond doubt) and
-  has a smaller file takes its place;
+- `objective="latency"`: the fastest is in front; one within 2 % of it that has a smaller file takes its
+  place;
 - `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the
   original;
 - `Quantize(precision="full")` asks for the int8 model and gets it;
@@ -21,7 +21,7 @@ import onnx
 
 from fxcompress.errors import BudgetError
 from fxcompress.graph.program import Program
-from fxcompress.runtime.timing import Comparison
+from fxcompress.runtime.timing import SLOWER, Comparison
 
 SIZE_SLOWDOWN = 1.25
 """How many times slower than the original `objective="size"` lets the smallest file be."""
@@ -110,7 +110,7 @@ def _preference(
     rest = [item for item in made if not times.slower(item.name, original.name)]
     while rest:
         fastest = min(rest, key=lambda item: times.median_ms[item.name])
-        ties = [item for item in rest if not times.slower(item.name, fastest.name)]
+        ties = [item for item in rest if times.ratio(item.name, fastest.name).value <= SLOWER]
         best = min(ties, key=lambda item: item.size)
         yield best, "the fastest" if best is fastest else f"as fast as {fastest.name}, with a smaller file"
         rest.remove(best)

@@ -14,8 +14,8 @@ from fxcompress.api.candidates import INT8, ORIGINAL, Candidate, Choice
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
-from fxcompress.lowering.provenance import values
 from fxcompress.measure import Difference, as_array, differences, program_runner, resized, session_runner
+from fxcompress.lowering.provenance import owner_of
 from fxcompress.passes.contract import Decline
 from fxcompress.pipeline import Entry
 from fxcompress.plan.quantization import QuantizationPlan
@@ -147,16 +147,19 @@ def _candidate(item: Candidate, findings: Findings) -> CandidateEntry:
 
 
 def _operators(winner: Candidate, plan: QuantizationPlan | None) -> Operators | None:
-    """Compare the operators meant for int8 with those that the runtime executes in integers."""
+    """Compare the operators meant for int8 with those that the runtime executes in integers.
+
+    An operator may have become several ONNX nodes (a linear is MatMul and Add); one of them in integers counts.
+    """
     if plan is None or winner.name != INT8:
         return None
     executors = executor_of(executed(winner.content))
-    shown = values(winner.model)
-    fallbacks = tuple(
-        name
-        for name in plan.intended
-        if (operator := executors.get(shown.get(name, name))) is None or not operator.integer
-    )
+    integer = {
+        owner_of(node.name)
+        for node in winner.model.graph.node
+        if any(name in executors and executors[name].integer for name in node.output)
+    }
+    fallbacks = tuple(name for name in plan.intended if name not in integer)
     return Operators(len(plan.intended), len(plan.intended) - len(fallbacks), fallbacks)
 
 

@@ -8,7 +8,7 @@ from fxcompress.proof.integer import integer_bound
 from fxcompress.proof.parity import float_parity
 from fxcompress.report.report import Proof
 
-PROOF_SAMPLES = 4
+PROOF_SAMPLES = 2
 """Samples that an int8 model is proven on: operator by operator, every quantized value an output."""
 
 
