@@ -1,8 +1,8 @@
 """Sizes that vary at run time, checked on a second example.
 
-Propagation sees the example's sizes, and there a batch of four may look like four heads. So every symbolic size
-has a second value, the first times a prime of its own, and an expression must give the size of its dimension for
-both. What fits the first example alone is frozen.
+Propagation sees the example's sizes, and there a batch of four may look like four heads. So every symbolic
+size has a second value, the first times a prime of its own, and an expression must give the size of its
+dimension for both. What fits the first example alone is frozen.
 """
 
 from __future__ import annotations
