@@ -178,7 +178,7 @@ class _Edits:
         for name in names:
             node, scheme = self.nodes[name], self.plan.activations[name]
             row = role(node)
-            if row is not None and row.kind is Kind.PAD:
+            if row is not None and row.kind is Kind.PAD and name in self.plan.kernels:
                 self._pad_integers(node, scheme)
                 continue
             everyone = name in self.plan.integer_only or self._is_gate(name)

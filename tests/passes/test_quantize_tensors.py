@@ -94,6 +94,14 @@ def test_forms_change_where_the_kernel_wants_another():
     ]
 
 
+def test_padding_in_float_is_quantized_after():
+    """Found by a random graph: what is padded has no integers here."""
+    model = Apply(lambda m, x: m.c(F.pad(torch.tanh(x), (1, 1, 1, 1))), c=nn.Conv2d(3, 4, 3))
+    _, plan, after = quantized(model, IMAGE)
+    assert plan.precision["pad"] == "float"
+    assert "pad = pad(tanh)\npad_q = quantize_per_tensor(pad)" in structure(after)
+
+
 def test_float_readers_read_the_original_where_there_is_one():
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         y = model.n(x)
