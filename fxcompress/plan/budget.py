@@ -6,7 +6,8 @@ too coarse, alignment relaxes (block, 8, 4, 1) on as few groups as it takes, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,6 +75,17 @@ class Allocation:
     def cost_with(self, name: str, width: int) -> float:
         return self.cost_of({**self.widths, name: width})
 
+    def close(self) -> bool:
+        """Whether what is spent is within a percent of the budget."""
+        return self.budget - self.spent() <= CLOSE * self.budget
+
+    def settle(self, item: Candidate, width: int) -> None:
+        """Give a group a width; its step becomes the coarsest rung that the width is a multiple of."""
+        step = self.steps[item.name]
+        while width < item.size and width % step:
+            step = self.relaxed[item.name] = _finer(step)
+        self.widths[item.name], self.steps[item.name] = width, step
+
 
 def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) -> Allocation:
     """Choose a width for every candidate.
@@ -92,14 +104,19 @@ def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) ->
         raise BudgetError(
             f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring "
             f"it down to {least / full:.1%}",
-            hint=f"ask to remove at most {1 - least / full:.3f}, raise max_ratio, or unprotect groups",
+            hint=f"ask to remove at most {_rounded_down(1 - least / full)}, raise max_ratio, or unprotect groups",
         )
     state = Allocation(candidates, cost_of, budget, {item.name: item.step for item in candidates})
     _relax_until_reachable(state)
     _threshold(state)
     _grow(state)
     _fill(state)
+    _exchange(state)
     return state
+
+
+def _rounded_down(share: float) -> str:
+    return f"{math.floor(share * 1000) / 1000:.3f}"
 
 
 def _finer(step: int) -> int:
@@ -165,32 +182,69 @@ def _grow(state: Allocation) -> None:
 
 def _fill(state: Allocation) -> None:
     """Close what is left by relaxing single groups, the coarsest alignment that suffices first."""
-    while (gap := state.budget - state.spent()) > CLOSE * state.budget:
+    while not state.close():
         for step in (8, 4, 1):
-            fills = {
-                item.name: _widest(state, item, step)
+            fills = [
+                (item, _widest(state, state.widths, item, step))
                 for item in state.candidates
                 if step < state.steps[item.name]
-            }
-            costs = {name: state.cost_with(name, width) for name, width in fills.items()}
-            name = max(costs, key=lambda key: costs[key], default=None)
-            if name is None or costs[name] <= state.spent():
-                continue
-            if step > 1 and state.budget - costs[name] > CLOSE * state.budget:
-                continue
-            state.widths[name] = fills[name]
-            state.steps[name] = state.relaxed[name] = step
-            break
+            ]
+            costs = [state.cost_with(item.name, width) for item, width in fills]
+            most = max(costs, default=0.0)
+            if most > state.spent() and (step == 1 or state.budget - most <= CLOSE * state.budget):
+                state.settle(*fills[costs.index(most)])
+                break
         else:
             return
-        if state.budget - state.spent() >= gap:
+
+
+def _widest(state: Allocation, widths: Widths, item: Candidate, step: int) -> int:
+    """The largest multiple of `step` (or the full size) that the budget allows for one group beside `widths`."""
+    low, high = 0, -(-(item.size - widths[item.name]) // step)
+    start = item.wider(widths[item.name], step)
+
+    def wide(count: int) -> int:
+        return widths[item.name] if count == 0 else min(item.size, start + (count - 1) * step)
+
+    while low < high:
+        middle = (low + high + 1) // 2
+        if state.cost_of({**widths, item.name: wide(middle)}) <= state.budget:
+            low = middle
+        else:
+            high = middle - 1
+    return wide(low)
+
+
+EXCHANGED = 6
+"""How many groups take part in an exchange, and by how many indices one of them may narrow."""
+
+
+def _exchange(state: Allocation) -> None:
+    """Where no group alone can grow any more, narrow one a little so that another can: groups that are few or small."""
+    while not state.close():
+        spent = state.spent()
+        cheapest = sorted(
+            (item for item in state.candidates if state.widths[item.name] > 1),
+            key=lambda item: spent - state.cost_with(item.name, state.widths[item.name] - 1),
+        )[:EXCHANGED]
+        best = max(_exchanges(state, cheapest), key=lambda option: option[0], default=(0.0, ()))
+        if best[0] <= spent:
             return
+        for item, width in best[1]:
+            state.settle(item, width)
 
 
-def _widest(state: Allocation, item: Candidate, step: int) -> int:
-    """The largest multiple of `step` (or the full size) that the budget allows for one group."""
-    best = state.widths[item.name]
-    width = item.wider(best, step)
-    while width > best and state.cost_with(item.name, width) <= state.budget:
-        best, width = width, item.wider(width, step)
-    return best
+Moves = tuple[tuple[Candidate, int], ...]
+
+
+def _exchanges(state: Allocation, items: Sequence[Candidate]) -> Iterator[tuple[float, Moves]]:
+    """What is spent after narrowing one group and widening another as far as that allows, and the two widths."""
+    for narrow in items:
+        width = state.widths[narrow.name]
+        for less in range(1, min(EXCHANGED, width - narrow.least) + 1):
+            widths = {**state.widths, narrow.name: width - less}
+            for wide in items:
+                if wide is not narrow:
+                    wider = _widest(state, widths, wide, 1)
+                    cost = state.cost_of({**widths, wide.name: wider})
+                    yield cost, ((narrow, width - less), (wide, wider))

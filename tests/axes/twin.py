@@ -1,7 +1,7 @@
 """The slow, obvious twin of the algebra: every tensor is an array of position ids.
 
-A leaf of n positions is n ids. Concatenation and product of dimensions are what NumPy does to arrays of ids, so what
-stays of a dimension can be found by looking: positions all of whose ids stay.
+A leaf of n positions is n ids. Concatenation and product of dimensions lay these out, so what stays of a
+dimension can be found by looking: the positions all of whose ids stay.
 """
 
 from __future__ import annotations
