@@ -144,9 +144,9 @@ def _bytes(node: Node) -> int:
 
 
 def _stored_name(node: Node) -> str:
-    """Return the folded tensor's name: the node's, in the module that computed it."""
+    """Return the folded tensor's name, in the module that computed it; the prefix avoids submodules."""
     path = module_path(node)
-    return f"{path}.{node.name}" if path else node.name
+    return f"{path}.folded_{node.name}" if path else f"folded_{node.name}"
 
 
 class _Values:

@@ -14,8 +14,8 @@ from fxcompress.api.candidates import INT8, ORIGINAL, Candidate, Choice
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
-from fxcompress.measure import Difference, as_array, differences, program_runner, resized, session_runner
 from fxcompress.lowering.provenance import owner_of
+from fxcompress.measure import Difference, as_array, differences, program_runner, resized, session_runner
 from fxcompress.passes.contract import Decline
 from fxcompress.pipeline import Entry
 from fxcompress.plan.quantization import QuantizationPlan
@@ -149,7 +149,7 @@ def _candidate(item: Candidate, findings: Findings) -> CandidateEntry:
 def _operators(winner: Candidate, plan: QuantizationPlan | None) -> Operators | None:
     """Compare the operators meant for int8 with those that the runtime executes in integers.
 
-    An operator may have become several ONNX nodes (a linear is MatMul and Add); one of them in integers counts.
+    An operator may have become several ONNX nodes (a linear is MatMul and Add); one in integers will do.
     """
     if plan is None or winner.name != INT8:
         return None

@@ -8,10 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import onnx
+
 from fxcompress.api.candidates import FLOAT, INT8, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed, compress
 from fxcompress.api.findings import Findings, compare_outputs, peak_memories, report_of, time_all
-from fxcompress.api.proofs import prove_float, prove_integers
+from fxcompress.api.proofs import prove_float, prove_integers, prove_original
 from fxcompress.api.request import (
     Model,
     Request,
@@ -21,8 +23,10 @@ from fxcompress.api.request import (
     refuse_unbuilt,
 )
 from fxcompress.api.result import Plan, Result
+from fxcompress.errors import NotSupported
 from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import lower
+from fxcompress.lowering.write import LARGE, tensor_bytes
 from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal, Progress
 from fxcompress.plan.pruning import Prune
@@ -119,6 +123,9 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     with journal.step("choose"):
         choice = _chosen(request, original, candidates, times)
     winner = next(item for item in candidates if item.name == choice.winner)
+    if winner.name == ORIGINAL:
+        with journal.step("prove-original"):
+            proofs = (*proofs, prove_original(made, winner))
     with journal.step("measure-memory"):
         memory = peak_memories(request, original, (candidates[0], winner))
     seconds = time.perf_counter() - start
@@ -144,8 +151,19 @@ def _lowered(request: Request, made: Compressed, journal: Journal) -> tuple[Cand
                 input_names=request.input_names,
                 output_names=request.output_names,
             )
-            candidates.append(Candidate(name, program, model, model.SerializeToString()))
+            candidates.append(Candidate(name, program, model, _content(model)))
     return tuple(candidates)
+
+
+def _content(model: onnx.ModelProto) -> bytes:
+    """The file as bytes, which is what is timed and probed."""
+    if tensor_bytes(model) >= LARGE:
+        raise NotSupported(
+            f"the model has {tensor_bytes(model) / 2**30:.1f} GiB of tensors; an ONNX file holds up to 2 GiB",
+            hint="capture, edit and lower it step by step: lowering.write.save_model splits such files",
+        )
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _proven(made: Compressed, candidates: Sequence[Candidate], journal: Journal) -> list[Proof]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxcompress.api.candidates import Candidate
 from fxcompress.api.compress import Compressed, leading
+from fxcompress.graph.program import Program
 from fxcompress.proof.integer import integer_bound
 from fxcompress.proof.parity import float_parity
 from fxcompress.report.report import Proof
@@ -18,8 +19,17 @@ def prove_float(made: Compressed, item: Candidate) -> Proof:
     Raises:
         ProofError: the session is further away than rounding explains.
     """
-    found = float_parity(made.trainable, item.model, made.trainable.flat_example())
-    detail = f"session against program before folding; the bound is 8 times the rounding of {found.output!r}"
+    return _parity(made.trainable, item, "before folding")
+
+
+def prove_original(made: Compressed, item: Candidate) -> Proof:
+    """Prove the original's model against the captured program; raises ProofError."""
+    return _parity(made.original, item, "as captured")
+
+
+def _parity(program: Program, item: Candidate, state: str) -> Proof:
+    found = float_parity(program, item.model, program.flat_example())
+    detail = f"session against program {state}; the bound is 8 times the rounding of {found.output!r}"
     return Proof("float-parity", found.error, found.bound, detail)
 
 

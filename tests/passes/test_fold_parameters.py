@@ -65,6 +65,43 @@ def test_bias_table_is_stored() -> None:
     assert str(program) == before
 
 
+def test_listing_before_and_after() -> None:
+    program = program_of(lambda m, x: x @ (m.w * 2).t(), w=torch.randn(4, 3))
+    outcome = FoldParameters().run(program)
+    assert str(program).splitlines()[2:7] == [
+        "tensors:",
+        "  w: f32[4, 3] parameter w",
+        "operators:",
+        "  mul: f32[4, 3] = mul.Tensor(w, 2)",
+        "  t: f32[3, 4] = t(mul)",
+    ]
+    assert str(outcome.program).splitlines()[2:6] == [
+        "tensors:",
+        "  folded_t: f32[3, 4] parameter folded_t",
+        "operators:",
+        "  matmul: f32[batch, 4] = matmul(x, folded_t)",
+    ]
+
+
+class Mixing(nn.Module):
+    """A softmax over a parameter, computed in a module that has a submodule of that name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 3))
+        self.softmax = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.softmax(x @ torch.softmax(self.w, 0))
+
+
+def test_a_stored_tensor_keeps_clear_of_a_submodule_of_the_same_name() -> None:
+    program = capture(Chain(m=Mixing()).eval(), torch.randn(2, 3))
+    outcome = FoldParameters().run(program)
+    assert outcome.changed == ("softmax stored as m.folded_softmax",)
+    assert_same_function(program, outcome.program, 0.0)
+
+
 FOLDED = {
     "transpose": lambda m, x: x @ m.w.t(),
     "scaled": lambda m, x: x @ (m.w * 2 + 1).t(),

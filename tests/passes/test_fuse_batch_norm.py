@@ -107,6 +107,16 @@ def test_listing_before_and_after() -> None:
     outcome = FuseBatchNorm().run(program)
     assert operators(program) == ["conv2d.default", "batch_norm.default", "relu.default"]
     assert operators(outcome.program) == ["conv2d.default", "relu.default"]
+    assert str(outcome.program).splitlines()[2:] == [
+        "tensors:",
+        "  c_weight: f32[4, 2, 1, 1] parameter c.weight",
+        "  c_bias: f32[4] parameter c.bias",
+        "operators:",
+        "  conv2d: f32[batch, 4, 3, 3] = conv2d(x, c_weight, c_bias)  # c",
+        "  relu: f32[batch, 4, 3, 3] = relu(conv2d)  # r",
+        "outputs:",
+        "  output: f32[batch, 4, 3, 3] = relu",
+    ]
     names = {name: tuple(value.shape) for name, value in outcome.program.module.named_parameters()}
     assert names == {"c.weight": (4, 2, 1, 1), "c.bias": (4,)}
     assert dict(outcome.program.module.named_buffers()) == {}

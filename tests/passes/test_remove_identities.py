@@ -54,6 +54,20 @@ def test_removes(name: str) -> None:
     assert str(program) == before
 
 
+def test_listing_before_and_after() -> None:
+    program = capture(Chain(d=nn.Dropout(), l=nn.Linear(3, 4, bias=False)).eval(), torch.randn(2, 3))
+    outcome = RemoveIdentities().run(program)
+    assert str(program).splitlines()[4:7] == [
+        "operators:",
+        "  dropout: f32[batch, 3] = dropout(x, 0.5, False)  # d",
+        "  linear: f32[batch, 4] = linear(dropout, l_weight)  # l",
+    ]
+    assert str(outcome.program).splitlines()[4:6] == [
+        "operators:",
+        "  linear: f32[batch, 4] = linear(x, l_weight)  # l",
+    ]
+
+
 KEPT = {
     "to_other_dtype": lambda m, x: x.to(torch.float64).relu(),
     "view_to_another_shape": lambda m, x: x.view(x.shape[0], 4, 3).relu(),
