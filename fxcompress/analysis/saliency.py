@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fxcompress.analysis.groups import Analysis, Group
 from fxcompress.axes.positions import occurrences
+from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.numerics.saliency import Scores, pooled_l2, relative, squared_sums
 
@@ -34,5 +35,10 @@ def _slices(
         key = (member.tensor, member.dim)
         if key not in squares:
             squares[key] = squared_sums(tensor.detach().float().numpy(), member.dim)
+            if not np.isfinite(squares[key]).all():
+                raise InputError(
+                    f"the parameter {member.tensor} holds a NaN or an infinity: its channels have no order",
+                    hint="pass a model with finite weights",
+                )
         for labels in occurrences(member.expression, group.axis):
             yield labels, squares[key]

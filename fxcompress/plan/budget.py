@@ -104,7 +104,7 @@ def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) ->
         raise BudgetError(
             f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring "
             f"it down to {least / full:.1%}",
-            hint=f"ask to remove at most {_rounded_down(1 - least / full)}, raise max_ratio, or unprotect groups",
+            hint=f"ask to remove at most {_rounded_down(1 - least / full)}, raise max_ratio or unprotect groups",
         )
     state = Allocation(candidates, cost_of, budget, {item.name: item.step for item in candidates})
     _relax_until_reachable(state)
@@ -199,7 +199,7 @@ def _fill(state: Allocation) -> None:
 
 
 def _widest(state: Allocation, widths: Widths, item: Candidate, step: int) -> int:
-    """The largest multiple of `step` (or the full size) that the budget allows for one group beside `widths`."""
+    """The largest multiple of `step`, or full size, that the budget allows one group beside `widths`."""
     low, high = 0, -(-(item.size - widths[item.name]) // step)
     start = item.wider(widths[item.name], step)
 
@@ -220,7 +220,7 @@ EXCHANGED = 6
 
 
 def _exchange(state: Allocation) -> None:
-    """Where no group alone can grow any more, narrow one a little so that another can: groups that are few or small."""
+    """Where no group alone can grow any more, narrow one a little so that another can."""
     while not state.close():
         spent = state.spent()
         cheapest = sorted(
@@ -238,7 +238,7 @@ Moves = tuple[tuple[Candidate, int], ...]
 
 
 def _exchanges(state: Allocation, items: Sequence[Candidate]) -> Iterator[tuple[float, Moves]]:
-    """What is spent after narrowing one group and widening another as far as that allows, and the two widths."""
+    """Narrow one group and widen another as far as that allows: what is spent then, and the two widths."""
     for narrow in items:
         width = state.widths[narrow.name]
         for less in range(1, min(EXCHANGED, width - narrow.least) + 1):

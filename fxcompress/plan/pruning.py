@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from fxcompress.analysis.cost import Cost
 from fxcompress.analysis.groups import Analysis, Group, rivals
 from fxcompress.analysis.saliency import l2
-from fxcompress.axes.expression import Axis
+from fxcompress.axes.expression import Axis, leaves
 from fxcompress.axes.positions import Indices, kept
 from fxcompress.errors import InputError, NotSupported
+from fxcompress.graph.module import tied
 from fxcompress.numerics.saliency import Scores
 from fxcompress.plan.budget import Candidate, allocate
 
@@ -44,16 +46,16 @@ class Prune:
     protect_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.ratio, int | float) and 0 < self.ratio < 1):
+        if not (isinstance(self.ratio, Real) and 0 < self.ratio < 1):
             raise InputError(
                 f"prune={self.ratio!r} is not a share of the MACs between 0 and 1",
                 hint="prune=0.5 removes half of the multiply-accumulates; leave it out to remove none",
             )
-        if not 0 < self.max_ratio < 1:
+        if not (isinstance(self.max_ratio, Real) and 0 < self.max_ratio < 1):
             raise InputError(
                 f"max_ratio={self.max_ratio!r} is not between 0 and 1", hint="0.9 keeps a tenth of each group"
             )
-        if self.block is not None and self.block < 1:
+        if self.block is not None and not (isinstance(self.block, int) and self.block >= 1):
             raise InputError(
                 f"block={self.block!r} is not a positive width", hint="16 suits AVX-512, 8 AVX2, 1 any width"
             )
@@ -96,6 +98,7 @@ class PruningPlan:
                     "not have",
                     hint="apply a plan to the program that it was made for",
                 )
+            _check_choice(group, stay)
             found[group.axis] = np.asarray(stay, dtype=np.int64)
         return found
 
@@ -115,18 +118,25 @@ class PruningPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            channels={name: tuple(stay) for name, stay in data["channels"].items()},
-            sizes=dict(data["sizes"]),
-            kept={
-                name: {int(dim): tuple(stay) for dim, stay in dims.items()}
-                for name, dims in data["kept"].items()
-            },
-            protected=dict(data["protected"]),
-            relaxed=dict(data["relaxed"]),
-            before=Cost(**data["before"]),
-            after=Cost(**data["after"]),
-        )
+        """The inverse of `to_dict`; raises InputError for other data."""
+        try:
+            return cls(
+                channels={name: tuple(stay) for name, stay in data["channels"].items()},
+                sizes={name: int(data["sizes"][name]) for name in data["channels"]},
+                kept={
+                    name: {int(dim): tuple(stay) for dim, stay in dims.items()}
+                    for name, dims in data["kept"].items()
+                },
+                protected=dict(data["protected"]),
+                relaxed=dict(data["relaxed"]),
+                before=Cost(**data["before"]),
+                after=Cost(**data["after"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"this is not a pruning plan: {type(error).__name__}: {error}",
+                hint="pass what `PruningPlan.to_dict` returned",
+            ) from error
 
     def __str__(self) -> str:
         lines = [
@@ -153,16 +163,19 @@ def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
         BudgetError: the budget is below the reachable minimum.
     """
     protected = protection(analysis, options)
-    free = [group for group in analysis.groups if group.name not in protected]
     scores = l2(analysis)
     step = options.block or block
-    candidates = [_candidate(group, scores[group.name], step, options.max_ratio) for group in free]
+    candidates = [
+        _candidate(group, scores[group.name], step, options.max_ratio)
+        for group in analysis.groups
+        if group.name not in protected
+    ]
     if not candidates:
         raise InputError(
             "the model has no prunable group",
             hint="`fxcompress inspect` lists what is frozen or protected, and why",
         )
-    axes = {group.name: group.axis for group in free}
+    axes = {group.name: group.axis for group in analysis.groups}
 
     def macs(widths: Mapping[str, int]) -> float:
         return analysis.price.macs.at({axes[name]: width for name, width in widths.items()})
@@ -181,7 +194,10 @@ def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
 def _candidate(group: Group, scores: Scores, block: int, max_ratio: float) -> Candidate:
     """Alignment is wanted of the tensors: an index that stands for many positions may step more finely."""
     step = block // math.gcd(block, group.positions)
-    return Candidate(group.name, scores, step, max(1, math.ceil(group.size * (1 - max_ratio))))
+    removable = int(group.size * max_ratio + 1e-9)
+    # A deviation over a single position is no number.
+    least = 2 if group.statistics else 1
+    return Candidate(group.name, scores, step, min(group.size, max(least, group.size - removable)))
 
 
 def _best(scores: Scores, count: int) -> tuple[int, ...]:
@@ -200,12 +216,7 @@ def make_plan(
     groups = {name: analysis.group(name) for name in channels}
     indices = {groups[name].axis: np.asarray(stay, dtype=np.int64) for name, stay in channels.items()}
     for name, stay in channels.items():
-        if not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < groups[name].size:
-            raise InputError(
-                f"group {name!r} has {groups[name].size} indices; {list(stay)[:8]} is not an ascending "
-                "choice of them",
-                hint="list at least one index, each once, in ascending order",
-            )
+        _check_choice(groups[name], stay)
     return PruningPlan(
         channels={groups[name].name: tuple(stay) for name, stay in channels.items()},
         sizes={group.name: group.size for group in groups.values()},
@@ -215,6 +226,15 @@ def make_plan(
         before=analysis.price.at({}),
         after=analysis.price.at({axis: len(stay) for axis, stay in indices.items()}),
     )
+
+
+def _check_choice(group: Group, stay: tuple[int, ...]) -> None:
+    if not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < group.size:
+        raise InputError(
+            f"group {group.name!r} has {group.size} indices; {list(stay)[:8]} is not an ascending "
+            "choice of them",
+            hint="list at least one index, each once, in ascending order",
+        )
 
 
 def _kept(analysis: Analysis, indices: Mapping[Axis, Indices]) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -229,30 +249,54 @@ def _kept(analysis: Analysis, indices: Mapping[Axis, Indices]) -> dict[str, dict
 def protection(analysis: Analysis, options: Prune) -> dict[str, str]:
     """By group name, why a prunable group stays whole."""
     reasons: dict[str, str] = {}
-    tables = _tables(analysis) if options.protect_embeddings else frozenset()
+    tables = _tables(analysis) if options.protect_embeddings else set()
+    full = analysis.price.macs.at({})
+    patterns = _patterns(analysis, options.protect)
     for group in analysis.groups:
-        names = {member.tensor for member in group.members}
-        pattern = next((p for p in options.protect if any(fnmatch.fnmatch(name, p) for name in names)), None)
+        pattern = next((patterns[name] for name in _tensors(group) if name in patterns), None)
         if pattern is not None:
             reasons[group.name] = f"protected by pattern {pattern!r}"
-        elif names & tables:
+        elif group.axis in tables:
             reasons[group.name] = "the width of an embedding is protected"
+        elif analysis.price.macs.at({group.axis: 1}) == full:
+            reasons[group.name] = "it takes part in no multiply-accumulate"
     for name, reason in _chosen_factors(analysis, reasons):
         reasons.setdefault(name, reason)
     return reasons
 
 
-def _tables(analysis: Analysis) -> frozenset[str]:
-    """Names of the tensors that embedding operators index."""
-    lookups = (torch.ops.aten.embedding.default,)
-    nodes = [node for node in analysis.program.graph.nodes if node.target in lookups]
-    return frozenset(str(node.args[0].target) for node in nodes if node.args[0].op == "get_attr")
+def _tensors(group: Group) -> list[str]:
+    return [member.tensor for member in group.members]
+
+
+def _patterns(analysis: Analysis, protect: Sequence[str]) -> dict[str, str]:
+    """By name of a stored tensor, the first pattern that one of its names matches; each must match one."""
+    aliases = list(tied(analysis.program.module).values())
+    found: dict[str, str] = {}
+    for pattern in protect:
+        matched = [names for names in aliases if fnmatch.filter(names, pattern)]
+        if not matched:
+            raise InputError(
+                f"the pattern {pattern!r} of protected parameters matches none",
+                hint=f"patterns are those of fnmatch; parameters are named like {aliases[0][0]!r}",
+            )
+        for name in (name for names in matched for name in names):
+            found.setdefault(name, pattern)
+    return found
+
+
+def _tables(analysis: Analysis) -> set[Axis]:
+    """The axes that make up the width of what embedding operators index."""
+    lookup = torch.ops.aten.embedding.default
+    tables = [node.args[0] for node in analysis.program.graph.nodes if node.target is lookup]
+    return {axis for table in tables for axis in leaves(analysis.space.of(table)[1])}
 
 
 def _chosen_factors(analysis: Analysis, reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Of the prunable factors of one product only the largest is pruned, so that nothing is removed twice."""
     for factors in rivals(analysis):
-        open_factors = [factor for factor in factors if all(group.name not in reasons for group in factor)]
+        left = [tuple(group for group in factor if group.name not in reasons) for factor in factors]
+        open_factors = [factor for factor in left if factor]
         if len(open_factors) < 2:
             continue
         chosen = max(open_factors, key=lambda factor: sum(group.size for group in factor))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fxcompress.plan.budget import Allocation, Candidate, allocate
 
 
 class Chain:
-    """A network in which each group's width multiplies that of the next: a quadratic cost, like convolutions."""
+    """A network in which each group's width multiplies that of the next, as convolutions do."""
 
     def __init__(self, sizes: Sequence[int], *, fixed: float = 0.0, ends: int = 3) -> None:
         self.sizes = list(sizes)
@@ -25,12 +26,14 @@ class Chain:
     def cost(self, widths: Mapping[str, int]) -> float:
         self.calls += 1
         row = [self.ends, *(widths.get(f"g{i}", size) for i, size in enumerate(self.sizes)), self.ends]
-        return self.fixed + float(sum(a * b for a, b in zip(row, row[1:], strict=False)))
+        return self.fixed + float(sum(a * b for a, b in pairwise(row)))
 
     def candidates(self, block: int, *, share: float = 0.9, seed: int = 0) -> list[Candidate]:
         generator = np.random.default_rng(seed)
         return [
-            Candidate(f"g{i}", generator.gamma(2.0, 0.5, size), block, max(1, int(np.ceil(size * (1 - share)))))
+            Candidate(
+                f"g{i}", generator.gamma(2.0, 0.5, size), block, max(1, int(np.ceil(size * (1 - share))))
+            )
             for i, size in enumerate(self.sizes)
         ]
 
