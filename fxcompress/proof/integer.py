@@ -1,5 +1,4 @@
-"""An int8 program against its ONNX session: every operator within one step, and the whole within the error it
-admits.
+"""An int8 program against its ONNX session: every operator within one step, the whole within its own error.
 
 (a) *Operator by operator.* Every quantized value is made an output of the session. The program is run along
 with it, and at each quantization its integers must be within one step (one LSB) of the session's; it then
@@ -10,14 +9,14 @@ replace Q/DQ pairs.
 
 (b) *End to end*, the session as it will be deployed, for every output:
 
-    |session - int8 program|  <=  1/2 |int8 program - float program|  +  2 |unoptimised session - int8
-                                  program| +  1024 eps |int8 program|
+    |session - int8 program|  <=  1/2 |int8 program - float program|
+                                  + 2 |unoptimised session - int8 program|
+                                  + 1024 eps |int8 program|
 
 What the runtime adds stays below half of what quantization itself costs. The norm is Euclidean over all
 elements of an output. The second term is the network's answer to roundings that (a) has shown to be single
-steps: a deep network with random weights amplifies a handful of them (one in 20 000, in a ResNet-50) to 60 %
-of its quantization error, because every later rounding is drawn afresh. The last term is for networks where
-quantization costs nothing.
+steps: a ResNet-50 with random weights amplifies three of them in a million to 60 % of its quantization error,
+because every later rounding is drawn afresh. The last term is for networks where quantization costs nothing.
 """
 
 from __future__ import annotations

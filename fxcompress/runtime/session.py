@@ -141,12 +141,13 @@ def check_feeds(session: ort.InferenceSession, feeds: Feeds) -> None:
             f"the feeds do not fit the model: missing {missing}, unknown {unknown}",
             hint="the model takes " + ", ".join(_signature(value) for value in wanted.values()),
         )
-    for name, array in feeds.items():
-        value = wanted[name]
+    sizes: dict[str, int] = {}
+    for name, value in wanted.items():
+        array = feeds[name]
         dtype = _NUMPY_TYPES.get(value.type)
         if dtype is not None and array.dtype != dtype:
             raise SessionError(f"input {name!r} is {array.dtype}, the model takes {_signature(value)}")
-        if not _fits(array.shape, value.shape):
+        if not _fits(array.shape, value.shape, sizes):
             raise SessionError(
                 f"input {name!r} has shape {list(array.shape)}, the model takes {_signature(value)}"
             )
@@ -185,11 +186,10 @@ def _open(source: bytes | str, options: ort.SessionOptions, label: str) -> ort.I
         ) from error
 
 
-def _fits(shape: tuple[int, ...], wanted: list[int | str | None]) -> bool:
-    """Whether a concrete shape satisfies a model's: names and None are free, and one name has one size."""
+def _fits(shape: tuple[int, ...], wanted: list[int | str | None], sizes: dict[str, int]) -> bool:
+    """Whether a shape is a model's: None is free, and so is a name, which has one size in all inputs."""
     if len(shape) != len(wanted):
         return False
-    sizes: dict[str, int] = {}
     for size, want in zip(shape, wanted, strict=True):
         expected = sizes.setdefault(want, size) if isinstance(want, str) else want
         if expected is not None and expected != size:
