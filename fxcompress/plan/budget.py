@@ -102,8 +102,8 @@ def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) ->
     if least > budget:
         full = cost_of({})
         raise BudgetError(
-            f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring "
-            f"it down to {least / full:.1%}",
+            f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring it "
+            f"down to {least / full:.1%}",
             hint=f"ask to remove at most {_rounded_down(1 - least / full)}, raise max_ratio or unprotect groups",
         )
     state = Allocation(candidates, cost_of, budget, {item.name: item.step for item in candidates})
