@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress
-from fxcompress.api import compress, proofs
+from fxcompress.api import compress, flow, proofs
 from fxcompress.api.compress import SAMPLES
 from fxcompress.api.request import program_of
 from fxcompress.errors import BudgetError, CompressError, InputError, NotSupported, ProofError
@@ -22,6 +22,7 @@ from fxcompress.graph.edit import set_tensor
 from fxcompress.graph.program import Program
 from fxcompress.passes.contract import Outcome
 from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.runtime.timing import Comparison
 from tests.architectures.randomise import randomise
 
 IMAGE = (3, 12, 12)
@@ -224,9 +225,13 @@ def test_a_folder_that_cannot_be_written_is_refused_and_left_clean(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_alone_it_is_lossless_and_infers_the_inputs() -> None:
+def small() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)).eval()
+
+
+def test_alone_it_is_lossless_and_infers_the_inputs() -> None:
+    model = small()
     result = fxcompress.optimize(model)
     x = torch.randn(7, 8)
     (found,) = result.session().run(None, {result.program.signature.inputs[0]: x.numpy()})
@@ -236,6 +241,27 @@ def test_alone_it_is_lossless_and_infers_the_inputs() -> None:
     assert [proof.name for proof in result.report.proofs] == ["float-parity"]
     assert result.report.ratio("macs") == 1.0
     assert result.report.operators is None
+
+
+def test_the_original_is_handed_out_when_all_else_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def invented(request: object, original: object, candidates: Any) -> Comparison:
+        return Comparison(
+            {item.name: (0.1 if item.name == "original" else 0.2,) * 30 for item in candidates}, {}, 1
+        )
+
+    monkeypatch.setattr(flow, "time_all", invented)
+    result = fxcompress.optimize(small())
+    assert result.report.ratio("bytes") == 1.0
+    assert any("slower than the original" in note for note in result.report.notes)
+    assert any("batch_norm" in str(node.target) for node in result.program.graph.nodes)
+    assert [proof.name for proof in result.report.proofs] == ["float-parity", "float-parity"]
+    assert "as captured" in result.report.proofs[-1].detail
+
+
+def test_losing_more_than_allowed_returns_nothing() -> None:
+    metrics = iter([0.9, 0.5])
+    with pytest.raises(BudgetError, match=r"may lose 0\.1; after: float 0\.5"):
+        fxcompress.optimize(small(), evaluate=lambda f: next(metrics), max_drop=0.1)
 
 
 @pytest.fixture(scope="module")
