@@ -237,3 +237,21 @@ def test_without_the_guard_the_runtime_quantizes_what_the_plan_left_in_float():
     shown = Counter(item.op_type for item in executed(lower(after)))
     assert plan.precision["conv2d_1"] == "float"
     assert shown["QLinearConv"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda x: torch.sigmoid(x) * x + torch.sigmoid(x),
+        lambda x: torch.cat([x], 1),
+        lambda x: x.mean((2, 3), keepdim=True).mean((2, 3), keepdim=True),
+    ],
+    ids=["equal operators", "concatenation of one", "mean of one pixel"],
+)
+def test_a_quantization_that_the_runtime_merges_with_an_equal_one_is_proved(repeat):
+    """Found by random graphs: the file holds one operator for two that are equal."""
+    torch.manual_seed(0)
+    example = (torch.randn(IMAGE),)
+    before, _, after = quantized(around(repeat)(), example)
+    integer_bound(before, after, lower(after), example)
