@@ -19,6 +19,7 @@ from fxcompress.lowering.export import export
 from fxcompress.lowering.fold_weight_transposes import fold_weight_transposes
 from fxcompress.lowering.identities import remove_identities
 from fxcompress.lowering.interface import check_names, name_dimensions, name_interface
+from fxcompress.lowering.mask_forms import mask_with_infinity
 from fxcompress.lowering.norm_forms import divide_by_root
 from fxcompress.lowering.opsets import EXPORTED, choose_opset, convert_down, negotiate_ir
 from fxcompress.lowering.pool_forms import use_global_average_pool
@@ -30,6 +31,7 @@ REWRITES: tuple[Rewrite, ...] = (
     remove_identities,
     use_global_average_pool,
     transpose_keys_directly,
+    mask_with_infinity,
     divide_by_root,
     fold_weight_transposes,
     cancel_quantization,

@@ -136,8 +136,8 @@ def _value_names(graph: onnx.GraphProto, exported: Exported, program: Program) -
     """ONNX value -> program node whose value it is."""
     results = exported.results
     makers = {name: node for node in graph.node for name in node.output}
-    inputs = set(program.signature.inputs)
-    names = {value: origin for origin, value in results.items() if value in makers and origin not in inputs}
+    taken = {*program.signature.inputs, *(tensor.name for tensor in graph.initializer)}
+    names = {value: origin for origin, value in results.items() if value in makers and origin not in taken}
     for node in graph.node:
         match = _SPLIT.match(node.output[0])
         if node.op_type == "Split" and match is not None:
