@@ -12,9 +12,9 @@ from functools import cached_property
 
 import networkx as nx
 import torch
-from torch.fx import Node
 
 from fxcompress.analysis.cost import Price, price
+from fxcompress.analysis.coupling import Place, chain, coupling, describe
 from fxcompress.analysis.propagate import propagate
 from fxcompress.axes.expression import Axis, Dim, Product, find, leaves
 from fxcompress.axes.positions import occurrences
@@ -99,77 +99,28 @@ class Analysis:
         )
 
     def why(self, a: str, b: str) -> list[str]:
-        """The chain of operators that couples two stored dimensions, from `a` to `b`; empty when nothing
-        does.
+        """The operators that couple two stored dimensions, from `a` to `b`; empty when nothing does.
 
         Args:
             a, b: stored dimensions, such as `conv1.weight[0]`.
         """
-        first, last = self._place(a), self._place(b)
-        shared = {id(axis) for axis in leaves(self.space.of(first[0])[first[1]])}
-        shared &= {id(axis) for axis in leaves(self.space.of(last[0])[last[1]])}
-        if not shared:
-            return []
-        graph = self.coupling
-        allowed = [place for place, axes in graph.nodes(data="axes") if axes & shared]
-        try:
-            path = nx.shortest_path(graph.subgraph(allowed), first, last)
-        except nx.NetworkXNoPath:
-            return []
-        return [_step(node, dim) for node, dim in path]
+        return [describe(place) for place in chain(self.coupling, self._place(a), self._place(b))]
 
-    def _place(self, name: str) -> tuple[Node, int]:
+    def _place(self, name: str) -> Place:
         tensor, _, rest = name.partition("[")
-        dim = int(rest.rstrip("]")) if rest else 0
-        for node in self.program.graph.nodes:
-            if node.op == "get_attr" and node.target == tensor and dim < len(self.space.of(node)):
-                return node, dim
+        for node in walk.tensor_nodes(self.program):
+            dims = {f"{dim}]": dim for dim in range(len(self.space.of(node)))}
+            if node.target == tensor and rest in dims:
+                return node, dims[rest]
         raise InputError(
             f"no stored tensor has a dimension called {name!r}",
             hint="write it as 'layer1.conv1.weight[0]': the parameter's name and the dimension in brackets",
         )
 
     @cached_property
-    def coupling(self) -> nx.Graph[tuple[Node, int]]:
-        """Dimensions of all tensors as vertices; an edge where an operator carries an axis from one to the
-        other.
-        """
-        graph: nx.Graph[tuple[Node, int]] = nx.Graph()
-        for node, places in _tensor_dims(self.space):
-            for place, axes in enumerate(places):
-                graph.add_node((node, place), axes=axes)
-        known = dict(_tensor_dims(self.space))
-        for node, places in known.items():
-            operands = [source for source in node.all_input_nodes if source in known]
-            for index, source in enumerate(operands):
-                for other, others in [(node, places)] + [
-                    (late, known[late]) for late in operands[index + 1 :]
-                ]:
-                    _link(graph, (source, known[source]), (other, others))
-        return graph
-
-
-def _link(
-    graph: nx.Graph[tuple[Node, int]],
-    left: tuple[Node, list[frozenset[int]]],
-    right: tuple[Node, list[frozenset[int]]],
-) -> None:
-    for i, mine in enumerate(left[1]):
-        for j, theirs in enumerate(right[1]):
-            if mine & theirs:
-                graph.add_edge((left[0], i), (right[0], j))
-
-
-def _tensor_dims(space: Space) -> Iterator[tuple[Node, list[frozenset[int]]]]:
-    for node, value in space.values.items():
-        if isinstance(value, tuple):
-            yield node, [frozenset(id(axis) for axis in leaves(dim)) for dim in value]
-
-
-def _step(node: Node, dim: int) -> str:
-    where = walk.source(node)
-    name = str(node.target) if node.op == "get_attr" else f"{node.name} ({node.target})"
-    return f"{name}[{dim}]" + (f"  {where}" if where and node.op != "get_attr" else "")
+    def coupling(self) -> nx.Graph[Place]:
+        """Which dimensions of which tensors the operators couple; see `analysis.coupling`."""
+        return coupling(self.program)
 
 
 def analyse(program: Program) -> Analysis:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch.fx import Node
@@ -16,8 +18,11 @@ from fxcompress.ops.arguments import hints
 from fxcompress.ops.dimensions.space import Dims, Space, Value
 from fxcompress.ops.dimensions.table import rule_for
 
+Observer: TypeAlias = Callable[[Space, Node], None]
+"""Called after each node that yields tensors, with what is known so far."""
 
-def propagate(program: Program) -> Space:
+
+def propagate(program: Program, observe: Observer | None = None) -> Space:
     """Walk the graph once: afterwards every tensor has its dimensions and every obstacle its reason."""
     space = Space()
     varying = Varying(program)
@@ -35,6 +40,8 @@ def propagate(program: Program) -> Space:
         if node in space.values:
             for dims, value in zip(_listed(space.values[node]), _tensors(node), strict=True):
                 varying.check(space, node, dims, value)
+            if observe is not None:
+                observe(space, node)
     freeze_sizes_read_as_numbers(program, space)
     return space
 
