@@ -25,6 +25,9 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 ORIGIN = "fxcompress_origin"
 """Metadata of a decomposed node: the name of the node it is a part of."""
 
+EXPORTED = 18
+"""The oldest opset that torch's exporter writes itself."""
+
 Table = Mapping[Any, Callable[..., Any]]
 
 
@@ -47,9 +50,15 @@ class LocalProgram(ExportedProgram):
 
 
 @cache
+def registry(opset: int) -> ONNXRegistry:
+    """The exporter's table of operators for an opset; read, never written."""
+    return ONNXRegistry.from_torchlib(opset)
+
+
+@cache
 def translatable() -> frozenset[Any]:
-    """The operators that torch's exporter has an ONNX form for."""
-    return frozenset(get_onnx_implemented_overloads(ONNXRegistry.from_torchlib()))
+    """The operators that torch's exporter has an ONNX form for, in every opset we write."""
+    return frozenset(get_onnx_implemented_overloads(registry(EXPORTED)))
 
 
 def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> bool:

@@ -15,13 +15,14 @@ from fxcompress.lowering import provenance
 from fxcompress.lowering.acceptance import accept
 from fxcompress.lowering.attention_forms import transpose_keys_directly
 from fxcompress.lowering.cancel_quantization import cancel_quantization
+from fxcompress.lowering.decompose import EXPORTED
 from fxcompress.lowering.export import export
 from fxcompress.lowering.fold_weight_transposes import fold_weight_transposes
 from fxcompress.lowering.identities import remove_identities
 from fxcompress.lowering.interface import check_names, name_dimensions, name_interface
 from fxcompress.lowering.mask_forms import mask_with_infinity
 from fxcompress.lowering.norm_forms import divide_by_root
-from fxcompress.lowering.opsets import EXPORTED, choose_opset, convert_down, negotiate_ir
+from fxcompress.lowering.opsets import choose_opset, convert_down, negotiate_ir
 from fxcompress.lowering.pool_forms import use_global_average_pool
 from fxcompress.lowering.share_initializers import share_initializers
 

@@ -11,12 +11,11 @@ import onnxruntime as ort
 from onnx import version_converter
 
 from fxcompress.errors import InputError, LoweringError
+from fxcompress.lowering.decompose import EXPORTED
 from fxcompress.runtime.versions import newest_ir, newest_opset
 
 OLDEST = 13
 """Per-channel Q/DQ came with opset 13: below it nothing quantized can be written."""
-EXPORTED = 18
-"""The oldest opset that torch's exporter writes itself."""
 DEFAULT = 20
 
 

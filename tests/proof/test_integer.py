@@ -6,12 +6,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from fxcompress.errors import ProofError
+from fxcompress.graph.capture import capture
+from fxcompress.lowering.lower import lower
 from fxcompress.proof import integer as module
 from fxcompress.proof.integer import integer_bound
 from fxcompress.runtime.inspection import executed
-from tests.proof.artefacts import inputs, int8, plain, with_edge, with_own_tensor, with_tensor
+from tests.proof.artefacts import inputs, int8, plain, quantized, with_edge, with_own_tensor, with_tensor
 
 QUANTIZERS = 5
 
@@ -88,6 +91,25 @@ def test_a_quantization_that_is_not_in_the_file_is_caught() -> None:
         node.name = node.name.replace("quantize_per_tensor_3", "renamed/x")
     with pytest.raises(ProofError, match="not in the ONNX file"):
         prove(broken)
+
+
+class Twins(nn.Module):
+    """Two equal quantizations, of which the file has one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scheme = (0.02, 128, 0, 255, torch.uint8)
+        pairs = [
+            quantized.dequantize_per_tensor(quantized.quantize_per_tensor(x, *scheme), *scheme) for _ in "ab"
+        ]
+        return pairs[0] + 2 * pairs[1]
+
+
+def test_a_quantization_merged_with_an_equal_one_is_judged_as_that_one() -> None:
+    x = torch.linspace(-2, 2, 12).reshape(2, 6)
+    program = capture(Twins().eval(), x)
+    model = lower(program)
+    assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 1
+    assert integer_bound(program, program, model, [x]).quantizers == 2
 
 
 def test_the_network_is_judged_operator_by_operator(monkeypatch: pytest.MonkeyPatch) -> None:
