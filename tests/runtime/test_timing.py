@@ -44,7 +44,7 @@ def test_short_calls_are_repeated_within_a_round_and_a_bound_on_time_lowers_that
     feeds = {"x": np.ones((1, 4), np.float32)}
     free = compare({"a": scale()}, feeds, rounds=2)
     bounded = compare({"a": scale()}, feeds, rounds=2, seconds=0.001)
-    assert free.repetitions["a"] > 10 * bounded.repetitions["a"] >= 10
+    assert free.repetitions["a"] > 5 * bounded.repetitions["a"] > 0
 
 
 def test_repetitions_fill_a_round_and_respect_the_bound() -> None:
