@@ -60,15 +60,19 @@ def unify(a: Dim, b: Dim, reason: Reason | None = None) -> None:
     try:
         if a.size != b.size:
             raise Unalignable(f"{a.size} and {b.size} positions")
-        _unify(a, b)
+        _unify(a, b, reason)
     except Unalignable as fault:
-        why = Reason(f"structures that do not align: {fault}")
-        why = why if reason is None else Reason(why.text, reason.operator, reason.source)
+        why = blamed(f"structures that do not align: {fault}", reason)
         freeze(a, why)
         freeze(b, why)
 
 
-def _unify(a: Dim, b: Dim) -> None:
+def blamed(text: str, culprit: Reason | None) -> Reason:
+    """A reason with a text of its own and the operator of another."""
+    return Reason(text) if culprit is None else Reason(text, culprit.operator, culprit.source)
+
+
+def _unify(a: Dim, b: Dim, reason: Reason | None) -> None:
     if isinstance(a, Axis) and isinstance(b, Axis):
         # The older name stays: parameters are met before the activations they shape.
         bind(b, a)
@@ -77,35 +81,35 @@ def _unify(a: Dim, b: Dim) -> None:
     elif isinstance(b, Axis):
         bind(b, a)
     elif isinstance(a, Product) and isinstance(b, Product):
-        _unify_products(a, b)
+        _unify_products(a, b, reason)
     elif isinstance(a, Concat) and isinstance(b, Concat):
-        _unify_concats(a, b)
+        _unify_concats(a, b, reason)
     else:
         whole, parts = (a, b) if isinstance(b, Concat) else (b, a)
         assert isinstance(parts, Concat)
         for piece, part in zip(split(whole, [part.size for part in parts.parts]), parts.parts, strict=True):
-            unify(piece, part)
+            unify(piece, part, reason)
 
 
-def _unify_products(a: Product, b: Product) -> None:
+def _unify_products(a: Product, b: Product, reason: Reason | None) -> None:
     left, right = list(a.factors), list(b.factors)
     while left and right:
         x, y = find(left.pop(0)), find(right.pop(0))
         if x.size == y.size:
-            unify(x, y)
+            unify(x, y, reason)
         elif x.size > y.size and x.size % y.size == 0:
-            outer, inner = factor(x, [y.size, x.size // y.size])
-            unify(outer, y)
+            outer, inner = factor(x, [y.size, x.size // y.size], reason)
+            unify(outer, y, reason)
             left.insert(0, inner)
         elif y.size > x.size and y.size % x.size == 0:
-            outer, inner = factor(y, [x.size, y.size // x.size])
-            unify(outer, x)
+            outer, inner = factor(y, [x.size, y.size // x.size], reason)
+            unify(outer, x, reason)
             right.insert(0, inner)
         else:
             raise Unalignable(f"factors of {x.size} and {y.size}")
 
 
-def _unify_concats(a: Concat, b: Concat) -> None:
+def _unify_concats(a: Concat, b: Concat, reason: Reason | None) -> None:
     left, right = list(a.parts), list(b.parts)
     while left and right:
         x, y = find(left.pop(0)), find(right.pop(0))
@@ -115,7 +119,7 @@ def _unify_concats(a: Concat, b: Concat) -> None:
         elif y.size > x.size:
             y, rest = split(y, [x.size, y.size - x.size])
             right.insert(0, rest)
-        unify(x, y)
+        unify(x, y, reason)
 
 
 def _refined(axis: Axis, sizes: Sequence[int], sign: str) -> list[Dim]:
@@ -163,9 +167,10 @@ def _split_concat(dim: Concat, sizes: Sequence[int]) -> list[Dim]:
     return pieces
 
 
-def factor(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
-    """Read `dim` as a row-major product of the given sizes, outermost first; a size of one gives a unit
-    axis.
+def factor(dim: Dim, sizes: Sequence[int], reason: Reason | None = None) -> list[Dim]:
+    """Read `dim` as a row-major product of the given sizes, outermost first; of one position: a unit axis.
+
+    `reason` names the operator to blame where parts have to be frozen.
     """
     dim = find(dim)
     assert prod(sizes) == dim.size, (dim, sizes)
@@ -176,14 +181,14 @@ def factor(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         factors = _refined(dim, solid, "*")
         bind(dim, product(*factors))
     elif isinstance(dim, Product):
-        factors = _factor_product(dim, solid)
+        factors = _factor_product(dim, solid, reason)
     else:
-        factors = _factor_concat(dim, solid)
+        factors = _factor_concat(dim, solid, reason)
     queue = iter(factors)
     return [next(queue) if size != 1 else Axis(1) for size in sizes]
 
 
-def _factor_product(dim: Product, sizes: Sequence[int]) -> list[Dim]:
+def _factor_product(dim: Product, sizes: Sequence[int], reason: Reason | None) -> list[Dim]:
     queue = list(dim.factors)
     result: list[Dim] = []
     for size in sizes:
@@ -194,7 +199,7 @@ def _factor_product(dim: Product, sizes: Sequence[int]) -> list[Dim]:
             if part.size > missing:
                 if part.size % missing:
                     raise Unalignable(f"a factor of {part.size} read in blocks of {missing}")
-                part, rest = factor(part, [missing, part.size // missing])
+                part, rest = factor(part, [missing, part.size // missing], reason)
                 queue.insert(0, rest)
             elif missing % part.size:
                 raise Unalignable(f"a factor of {part.size} inside one of {missing}")
@@ -204,18 +209,18 @@ def _factor_product(dim: Product, sizes: Sequence[int]) -> list[Dim]:
     return result
 
 
-def _factor_concat(dim: Concat, sizes: Sequence[int]) -> list[Dim]:
+def _factor_concat(dim: Concat, sizes: Sequence[int], reason: Reason | None) -> list[Dim]:
     outer, *rest = sizes
     block = prod(rest)
     if all(part.size % block == 0 for part in dim.parts):
-        rows = [factor(part, [part.size // block, *rest]) for part in dim.parts]
+        rows = [factor(part, [part.size // block, *rest], reason) for part in dim.parts]
         for row in rows[1:]:
             for first, other in zip(rows[0][1:], row[1:], strict=True):
-                unify(first, other)
+                unify(first, other, reason)
         return [concat(*(row[0] for row in rows)), *(find(inner) for inner in rows[0][1:])]
     # The parts straddle the blocks (channel shuffle): every block must keep the same positions.
     blocks = split(dim, [block] * outer)
     for other in blocks[1:]:
-        unify(blocks[0], other)
-    steps = Axis(outer, reasons=[Reason("blocks that straddle a concatenation")])
-    return [steps, *factor(blocks[0], rest)]
+        unify(blocks[0], other, reason)
+    steps = Axis(outer, reasons=[blamed("blocks that straddle a concatenation", reason)])
+    return [steps, *factor(blocks[0], rest, reason)]

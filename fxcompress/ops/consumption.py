@@ -99,6 +99,7 @@ CONSUMED: dict[Any, Row] = {
     aten.bmm.default: _second("self", "mat2"),
     aten.mv.default: _second("self", "vec"),
     aten.dot.default: _second("self", "tensor"),
+    aten.vdot.default: _second("self", "other"),
     aten.addmm.default: _second("mat1", "mat2"),
     aten.baddbmm.default: _second("batch1", "batch2"),
     aten.einsum.default: _einsum,

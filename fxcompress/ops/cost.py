@@ -76,6 +76,7 @@ MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
     aten.bmm.default: _matmul,
     aten.mv.default: _matmul,
     aten.dot.default: _matmul,
+    aten.vdot.default: _matmul,
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
     aten.einsum.default: _einsum,

@@ -210,6 +210,7 @@ def mv(net: Net) -> fx.Node:
 def dot(net: Net) -> fx.Node:
     table = net(aten.gelu.default, net.parameter(6))
     scale = net(aten.dot.default, table, net.parameter(6))
+    scale = net(aten.mul.Tensor, scale, net(aten.vdot.default, net.buffer(net.noise(6)), table))
     return net(aten.mul.Tensor, net.input(3), scale)
 
 

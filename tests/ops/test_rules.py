@@ -13,9 +13,10 @@ from tests.ops.cases_contraction import CONTRACTION
 from tests.ops.cases_elementwise import ELEMENTWISE
 from tests.ops.cases_layout import LAYOUT
 from tests.ops.cases_normalisation import NORMALISATION
+from tests.ops.cases_pooling import POOLING
 from tests.ops.proving import prove
 
-CASES = [*CONTRACTION, *LAYOUT, *NORMALISATION, *ELEMENTWISE]
+CASES = [*CONTRACTION, *LAYOUT, *NORMALISATION, *POOLING, *ELEMENTWISE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

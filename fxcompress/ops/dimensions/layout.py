@@ -132,7 +132,7 @@ def slice_(space: Space, node: Node) -> Value:
     place, step = bound["dim"] % len(dims), bound["step"]
     size, length = dims[place].size, hints(node.meta["val"])[place]
     found = bounds(bound["start"], bound["end"], size)
-    if found == (0, size) and not frozen(dims[place]):
+    if found == (0, size) and step == 1 and not frozen(dims[place]):
         return tuple(dims)
     if frozen(dims[place]) or found is None or length == 0:
         space.freeze(node, dims[place], "sliced at run-time positions")

@@ -99,6 +99,16 @@ def native_group_norm(space: Space, node: Node) -> Value:
     return [x, lead, lead]
 
 
+def weight_norm(space: Space, node: Node) -> Value:
+    """The weight `v / |v| * g`, the norm over all dimensions but `dim`; the core dialect also returns it."""
+    bound = arguments(node)
+    v, g = space.of(bound["v"]), space.of(bound["g"])
+    place = bound["dim"] % len(v)
+    w = space.broadcast(node, [v, g])
+    _tag(node, (dim for other, dim in enumerate(v) if other != place))
+    return [w, g] if isinstance(node.meta["val"], tuple | list) else w
+
+
 def softmax(space: Space, node: Node) -> Value:
     """Normalises one dimension."""
     bound = arguments(node)
@@ -126,8 +136,13 @@ def reduction(space: Space, node: Node) -> Value:
 
 
 def ordered_reduction(space: Space, node: Node) -> Value:
-    """Reductions that answer with a position, which removal would renumber: the reduced dimensions stay."""
+    """Reductions that answer with a position, which removal would renumber: the reduced dimensions stay.
+
+    Of `max.dim`, which answers with values as well, only if somebody reads the positions.
+    """
     x = space.of(node.all_input_nodes[0])
+    if isinstance(node.meta["val"], tuple | list) and all(user.args[1:] == (0,) for user in node.users):
+        return reduction(space, node)
     for place in reduced_places(arguments(node).get("dim"), len(x)):
         space.freeze(node, x[place], "its positions are an answer")
     return reduction(space, node)

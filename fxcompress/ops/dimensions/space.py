@@ -72,7 +72,7 @@ class Space:
     def factor(self, node: Node, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """A dimension as a row-major product; frozen factors if its structure does not allow it."""
         try:
-            return algebra.factor(dim, sizes)
+            return algebra.factor(dim, sizes, self.reason(node, "reshaped"))
         except algebra.Unalignable as fault:
             self.freeze(node, dim, f"reshaped across its structure: {fault}")
             return list(self.fixed(node, sizes, f"reshaped across its structure: {fault}"))

@@ -14,7 +14,7 @@ from fxcompress.ops.dimensions.space import Rule
 
 _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (contraction.linear, "linear"),
-    (contraction.matmul, "matmul mm bmm mv dot"),
+    (contraction.matmul, "matmul mm bmm mv dot vdot"),
     (contraction.addmm, "addmm baddbmm"),
     (contraction.einsum, "einsum"),
     (
@@ -31,6 +31,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (normalisation.native_layer_norm, "native_layer_norm"),
     (normalisation.group_norm, "group_norm"),
     (normalisation.native_group_norm, "native_group_norm"),
+    (normalisation.weight_norm, "_weight_norm _weight_norm_interface"),
     (normalisation.softmax, "softmax.int _softmax log_softmax.int _log_softmax _safe_softmax"),
     (
         normalisation.reduction,
