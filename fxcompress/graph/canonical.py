@@ -65,6 +65,7 @@ def canonical(
     program.notes.extend([*notes, *kept])
     written = any(mutates(node) for node in graph.nodes)
     program.notes.extend(functionalize(program))
+    _forget_strides(graph)
     folded = fold_constants(program, lifted)
     edit.tidy(program)
     if written or folded:
@@ -96,6 +97,22 @@ _SIZES = frozenset(
         aten.sym_size.int,
     }
 )
+
+
+def _forget_strides(graph: fx.Graph) -> None:
+    """view(x, size) => reshape(x, size): a view refuses strides that passes may bring about."""
+    for node in graph.nodes:
+        if node.target in _STRIDED:
+            target, name = _STRIDED[node.target]
+            size = node.kwargs[name] if name in node.kwargs else node.args[1]
+            node.target, node.args, node.kwargs = target, (node.args[0], size), {}
+
+
+_STRIDED = {
+    aten.view.default: (aten.reshape.default, "size"),
+    aten._unsafe_view.default: (aten.reshape.default, "size"),
+    aten.view_as.default: (aten.reshape_as.default, "other"),
+}
 
 
 def _trim_metadata(graph: fx.Graph) -> None:

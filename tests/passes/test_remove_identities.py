@@ -91,6 +91,15 @@ def test_keeps_what_changes_values(name: str) -> None:
     assert_same_function(program, outcome.program, 0.0)
 
 
+def test_a_copy_that_made_strides_fit_goes() -> None:
+    """Multi-head attention makes its packed projection contiguous and then views it: a fault once."""
+    program = program_of(lambda m, x: x.transpose(1, 2).contiguous().view(x.shape[0], 12).relu())
+    outcome = RemoveIdentities().run(program)
+    assert outcome.changed == ("contiguous is transpose",)
+    well_formed(outcome.program)
+    assert_same_function(program, outcome.program, 0.0)
+
+
 def test_static_batch_does_not_make_a_symbolic_view_provable() -> None:
     """The view is the identity at batch 2 alone: with a dynamic batch it must stay."""
     program = program_of(lambda m, x: x.reshape(2, -1, 4)[:, :3].reshape(2, 3, 4).relu())
