@@ -81,10 +81,17 @@ def _apply(space: Space, node: Node) -> Value:
         return _freeze_all(space, node, f"no rule for {node.target}")
     if any(isinstance(space.values.get(source), list) for source in node.all_input_nodes):
         return _freeze_all(space, node, "several results read at once")
-    value = rule(space, node)
-    if not _agrees(node, value):
+    try:
+        value = rule(space, node)
+    except _MISREAD:
+        value = None
+    if value is None or not _agrees(node, value):
         return _freeze_all(space, node, f"the rule for {node.target} does not describe this use")
     return value
+
+
+_MISREAD = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""How a rule fails on a use that it was not written for: the answer is the same as to a wrong size."""
 
 
 def _agrees(node: Node, value: Value) -> bool:

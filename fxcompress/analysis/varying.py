@@ -42,6 +42,9 @@ class Varying:
             return
         for dim, size in zip(dims, value.shape, strict=True):
             found = find(dim)
+            for axis in leaves(found):
+                if axis in space.varying:
+                    self.sizes.setdefault(axis, self._second(space.varying[axis]))
             if isinstance(size, torch.SymInt) and isinstance(found, Axis) and found.frozen:
                 self.sizes.setdefault(found, self._second(size))
             if width(found, self.sizes) != self._second(size):

@@ -146,6 +146,15 @@ def _group_norm(resizing: Resizing, node: Node) -> Change | None:
     return Change(change)
 
 
+def _shuffled_groups(resizing: Resizing, node: Node) -> Change | None:
+    bound = arguments(node)
+    channels = resizing.space.of(bound["self"])[1]
+    if resizing.after(channels) == channels.size:
+        return None
+    outer = algebra.factor(channels, [bound["groups"], channels.size // bound["groups"]])[0]
+    return Change({"groups": resizing.after(outer)})
+
+
 def _normalised_shape(resizing: Resizing, node: Node) -> Change | None:
     bound = arguments(node)
     dims = resizing.space.of(bound["input"])[-len(bound["normalized_shape"]) :]
@@ -259,6 +268,7 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
             aten.conv_transpose3d.input,
         ),
     ),
+    (_shuffled_groups, (aten.channel_shuffle.default, aten.native_channel_shuffle.default)),
     (_group_norm, (aten.group_norm.default, aten.native_group_norm.default)),
     (_normalised_shape, (aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default)),
     (_attention, (aten.scaled_dot_product_attention.default,)),

@@ -319,6 +319,27 @@ def channel_shuffle(net: Net) -> fx.Node:
     return net.read(net(aten.conv1d.default, x, net.parameter(2, 6, 1)))
 
 
+@case(2, 3, 4)
+def channel_shuffle_operators(net: Net) -> fx.Node:
+    """A group goes, or a place in every group."""
+    x = net(aten.channel_shuffle.default, net.channels(6, 4), 2)
+    x = net(aten.native_channel_shuffle.default, net(aten.tanh.default, x), 3)
+    return net.read(net(aten.conv1d.default, x, net.parameter(4, 6, 1)))
+
+
+@case(6, 2, dynamic=True)
+def repeat_by_the_batch(net: Net) -> fx.Node:
+    """Per-channel weights for batch times channels, as instance norm is decomposed: the tiles stay whole."""
+    x = net.channels(6, 5)
+    batch = net.size(x, 0)
+    weight = net(aten.repeat.default, net.parameter(6), [batch])
+    folded = net(aten.view.default, x, [1, net(operator.mul, batch, 6), 5])
+    args = weight, None, True, 0.0, 1e-5
+    y = net.item(net(aten._native_batch_norm_legit.no_stats, folded, *args), 0)
+    y = net(aten.view.default, net(aten.tanh.default, y), [batch, 6, 5])
+    return net.read(net(aten.conv1d.default, y, net.parameter(2, 6, 1)))
+
+
 @case(6, 5)
 def filled(net: Net) -> fx.Node:
     """Constants of any size: they follow what they meet."""

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import fx
 
+from fxcompress.analysis.groups import analyse
+from fxcompress.ops.dimensions.table import RULES
 from tests.ops.building import Net, aten
 from tests.ops.proving import prove
 
@@ -110,6 +112,50 @@ def test_several_results_read_at_once() -> None:
         return net.read(net(aten.cat.default, pieces, 1))
 
     assert sizes(build) == []
+
+
+WITHOUT_RULE = {
+    "gather": lambda net, x: net(aten.gather.default, x, 1, net.buffer(torch.tensor([[0, 3, 1], [2, 2, 4]]))),
+    "scatter": lambda net, x: net(aten.scatter.value, x, 1, net.buffer(torch.tensor([[0], [3]])), 0.5),
+    "index_put": lambda net, x: net(
+        aten.index_put.default, x, [None, net.buffer(torch.tensor([1, 2]))], net.buffer(torch.ones(2))
+    ),
+    "cummax": lambda net, x: net.item(net(aten.cummax.default, x, 1), 0),
+    "logcumsumexp": lambda net, x: net(aten.logcumsumexp.default, x, 1),
+    "median": lambda net, x: net.item(net(aten.median.dim, x, 1, True), 0),
+    "qr": lambda net, x: net.item(net(aten.linalg_qr.default, net(aten.t.default, x)), 1),
+    "cdist": lambda net, x: net(aten.cdist.default, x, net.parameter(4, 6)),
+    "unfold": lambda net, x: net(aten.unfold.default, x, 1, 2, 2),
+    "diagonal": lambda net, x: net(aten.diag_embed.default, x),
+    "strided": lambda net, x: net(aten.as_strided.default, x, [2, 3], [6, 2]),
+    "bucketize": lambda net, x: net(aten.bucketize.Tensor, x, net.buffer(torch.tensor([-0.5, 0.0, 0.5]))),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_RULE)
+def test_unknown_operators_freeze_what_they_touch(name: str) -> None:
+    """Even those that would look element-wise by their shapes; the reason names them."""
+    net = Net(dynamic=False)
+    y = WITHOUT_RULE[name](net, net(aten.tanh.default, net.channels(6)))
+    program = net.program(net(aten.sum.dim_IntList, y, list(range(len(net.shape(y))))))
+    analysis = analyse(program)
+    assert not [group for group in analysis.groups if group.size == 6]
+    frozen = {item.axis: item for item in analysis.frozen}
+    assert frozen["p0[0]"].reason.startswith("no rule for aten.")
+    assert frozen["p0[0]"].operator in {node.name for node in program.graph.nodes}
+
+
+@pytest.mark.parametrize("target", [aten.tanh.default, aten.sum.default])
+def test_a_rule_that_fails_on_a_use_freezes_it(monkeypatch: pytest.MonkeyPatch, target: object) -> None:
+    def fails(space: object, node: fx.Node) -> object:
+        raise IndexError("a use nobody thought of")
+
+    monkeypatch.setitem(RULES, target, fails)
+    net = Net(dynamic=False)
+    x = net(aten.tanh.default, net.channels(6))
+    y = net(aten.mul.Tensor, net.read(x), net(aten.sum.default, x))
+    frozen = {item.axis: item.reason for item in analyse(net.program(y)).frozen}
+    assert frozen["p0[0]"] == f"the rule for {target} does not describe this use"
 
 
 def test_groups_across_a_structure_that_does_not_align() -> None:

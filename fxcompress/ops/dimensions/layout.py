@@ -190,10 +190,11 @@ def _blank(node: Node, size: int) -> Axis:
 
 def repeat(space: Space, node: Node) -> Value:
     """Tiling: the count is an outer factor that stays."""
-    bound = arguments(node)
-    x, sizes = space.of(bound["self"]), hints(node.meta["val"])
-    padded = (*(space.unit(node) for _ in range(len(sizes) - len(x))), *x)
-    counts = [size // dim.size for size, dim in zip(sizes, padded, strict=True)]
+    source, repeats = arguments(node).values()
+    x, rank = space.of(source), node.meta["val"].dim()
+    padded = (*(space.unit(node) for _ in range(rank - len(x))), *x)
+    counts = [count.meta["val"] if isinstance(count, Node) else count for count in repeats]
+    counts = [1] * (rank - len(counts)) + counts
     return tuple(
         product(*space.fixed(node, [count], "a tiling"), dim)
         for count, dim in zip(counts, padded, strict=True)
@@ -229,6 +230,14 @@ def positions_matter(space: Space, node: Node) -> Value:
         ordered = space.fixed(node, sizes, "its order matters")
         results.append(tuple(ordered[p] if p in places or sizes[p] != d.size else d for p, d in enumerate(x)))
     return results
+
+
+def channel_shuffle(space: Space, node: Node) -> Value:
+    """x[N, G*I, ..] => y[N, I*G, ..]: of a channel's two factors, the inner one comes first."""
+    bound = arguments(node)
+    x, groups = space.of(bound["self"]), bound["groups"]
+    outer, inner = space.factor(node, x[1], [groups, x[1].size // groups])
+    return (x[0], product(inner, outer), *x[2:])
 
 
 def pixel_shuffle(space: Space, node: Node) -> Value:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import torch
 from torch.fx import Node
 
 from fxcompress.axes import algebra
@@ -23,10 +24,14 @@ Rule: TypeAlias = Callable[["Space", Node], Value]
 
 
 class Space:
-    """Dimension expressions by node, and the verbs that rules use."""
+    """Dimension expressions by node, and the verbs that rules use.
+
+    `varying` holds the symbolic sizes that rules gave to axes of their own.
+    """
 
     def __init__(self) -> None:
         self.values: dict[Node, Value] = {}
+        self.varying: dict[Axis, torch.SymInt] = {}
 
     def of(self, node: Node) -> Dims:
         """The dimensions of a tensor-valued node."""
@@ -46,12 +51,16 @@ class Space:
         for dim in dims if isinstance(dims, Sequence) else [dims]:
             algebra.freeze(dim, self.reason(node, text))
 
-    def fixed(self, node: Node, sizes: Sequence[int], text: str) -> Dims:
+    def fixed(self, node: Node, sizes: Sequence[int | torch.SymInt], text: str) -> Dims:
         """New dimensions that may not shrink."""
-        return tuple(
-            Axis(size, f"{node.name}[{place}]", reasons=[self.reason(node, text)])
+        made = tuple(
+            Axis(walk.hint(size), f"{node.name}[{place}]", reasons=[self.reason(node, text)])
             for place, size in enumerate(sizes)
         )
+        self.varying.update(
+            {axis: size for axis, size in zip(made, sizes, strict=True) if isinstance(size, torch.SymInt)}
+        )
+        return made
 
     def free(self, node: Node, size: int) -> Axis:
         """A new dimension of `node` that nothing restricts yet."""

@@ -25,7 +25,8 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (normalisation.batch_norm, "batch_norm instance_norm"),
     (
         normalisation.native_batch_norm,
-        "_native_batch_norm_legit_no_training native_batch_norm _batch_norm_no_update",
+        "_native_batch_norm_legit_no_training _native_batch_norm_legit.no_stats native_batch_norm "
+        "_batch_norm_no_update",
     ),
     (normalisation.layer_norm, "layer_norm rms_norm"),
     (normalisation.native_layer_norm, "native_layer_norm"),
@@ -35,24 +36,22 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (normalisation.softmax, "softmax.int _softmax log_softmax.int _log_softmax _safe_softmax"),
     (
         normalisation.reduction,
-        "mean mean.dim sum sum.dim_IntList amax amin var var.dim var.correction std std.dim std.correction "
-        "var_mean.correction prod prod.dim_int logsumexp linalg_vector_norm norm.ScalarOpt_dim norm.Scalar "
-        "max min any any.dim all all.dim",
+        "mean mean.dim sum sum.dim_IntList amax amin var var.dim var.correction std std.dim "
+        "std.correction var_mean.correction prod prod.dim_int logsumexp linalg_vector_norm "
+        "norm.ScalarOpt_dim norm.Scalar max min any any.dim all all.dim",
     ),
     (normalisation.ordered_reduction, "max.dim min.dim argmax argmin"),
     (
         normalisation.pooling,
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-        "adaptive_avg_pool2d "
-        "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-        "_adaptive_avg_pool2d "
-        "_adaptive_avg_pool3d max_pool2d_with_indices max_pool1d_with_indices max_pool3d_with_indices "
-        "upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec "
-        "upsample_nearest3d "
-        "upsample_nearest3d.vec _upsample_nearest_exact2d _upsample_nearest_exact2d.vec upsample_bilinear2d "
+        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+        "adaptive_max_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d max_pool2d_with_indices "
+        "max_pool1d_with_indices max_pool3d_with_indices upsample_nearest1d upsample_nearest1d.vec "
+        "upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d upsample_nearest3d.vec "
+        "_upsample_nearest_exact2d _upsample_nearest_exact2d.vec upsample_bilinear2d "
         "upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec upsample_linear1d "
-        "upsample_linear1d.vec "
-        "upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+        "upsample_linear1d.vec upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa "
+        "_upsample_bicubic2d_aa",
     ),
     (attention.scaled_dot_product_attention, "scaled_dot_product_attention"),
     (attention.embedding, "embedding"),
@@ -81,6 +80,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (layout.repeat, "repeat tile"),
     (layout.repeat_interleave, "repeat_interleave.self_int"),
     (layout.positions_matter, "roll flip cumsum cumprod sort topk argsort"),
+    (layout.channel_shuffle, "channel_shuffle native_channel_shuffle"),
     (layout.pixel_shuffle, "pixel_shuffle"),
     (layout.pixel_unshuffle, "pixel_unshuffle"),
     (
@@ -99,19 +99,17 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (elementwise.triangle, "tril triu"),
     (
         elementwise.same,
-        "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach "
-        "alias lift_fresh_copy to.dtype to.dtype_layout to.device to.other type_as _to_copy zeros_like "
+        "dropout feature_dropout alpha_dropout feature_alpha_dropout clone contiguous detach alias "
+        "lift_fresh_copy to.dtype to.dtype_layout to.device to.other type_as _to_copy zeros_like "
         "ones_like full_like",
     ),
     (
         elementwise.elementwise,
-        "where.self masked_fill.Scalar masked_fill.Tensor clamp clamp.Tensor clamp_min clamp_max silu gelu "
-        "mish "
-        "hardswish hardsigmoid hardtanh relu relu6 leaky_relu elu selu celu softplus softshrink hardshrink "
-        "threshold sigmoid tanh rsub.Scalar rsub.Tensor fake_quantize_per_tensor_affine logical_and "
-        "logical_or "
-        "logical_not bitwise_and.Tensor bitwise_or.Tensor bitwise_not log_sigmoid floor_divide "
-        "remainder.Scalar",
+        "where.self masked_fill.Scalar masked_fill.Tensor clamp clamp.Tensor clamp_min clamp_max silu "
+        "gelu mish hardswish hardsigmoid hardtanh relu relu6 leaky_relu elu selu celu softplus softshrink "
+        "hardshrink threshold sigmoid tanh rsub.Scalar rsub.Tensor fake_quantize_per_tensor_affine "
+        "logical_and logical_or logical_not bitwise_and.Tensor bitwise_or.Tensor bitwise_not log_sigmoid "
+        "floor_divide remainder.Scalar",
     ),
 )
 
