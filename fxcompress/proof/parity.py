@@ -10,7 +10,9 @@ summation orders, fused and blocked kernels, polynomial approximations of exp an
 of the same error, and 8 is room for an unlucky one. The second term covers networks so shallow that the
 program in float32 happens to be exact: a sum of n terms is off by some sqrt(n) eps, and fan-ins reach
 thousands. Together they stay near 1e-5 of the largest output, a thousandth of what a weight off by a percent
-does.
+does. A program that casts to a narrower type on its way is held to that type: two float32 values that differ
+by nothing may fall to either side of a rounding in float16, so 64 eps becomes 4 times the eps of the
+narrowest type.
 
 Integer and boolean outputs must be equal; infinities and NaN must be in the same places.
 """
@@ -35,6 +37,8 @@ from fxcompress.proof.exposure import inner_values, outputs_of
 
 ROOM = 8.0
 FLOOR = 64.0 * float(np.finfo(np.float32).eps)
+NARROW = 4.0
+"""Steps of a type narrower than float32 that an output may be off by."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ def float_parity(program: Program, model: onnx.ModelProto, inputs: Sequence[torc
     double = [_array(tensor) for tensor in run_flat(exact, [_double(tensor) for tensor in inputs])]
     if not len(results) == len(single) == len(program.signature.outputs):
         raise ProofError(f"the session has {len(results)} outputs and the program {len(single)}")
+    floor = _floor(program)
     judged = [
-        _judge(name, *arrays)
+        _judge(name, floor, *arrays)
         for name, *arrays in zip(program.signature.outputs, results, single, double, strict=True)
     ]
     worst = max(judged, key=_closeness)
@@ -81,7 +86,17 @@ def float_parity(program: Program, model: onnx.ModelProto, inputs: Sequence[torc
     return worst
 
 
-def _judge(name: str, result: NDArray[Any], single: NDArray[Any], double: NDArray[Any]) -> Parity:
+def _floor(program: Program) -> float:
+    """The relative error that any output may have: a few steps of the narrowest type on the way."""
+    values = [walk.dtype(node) for node in program.graph.nodes if walk.is_tensor(node)]
+    steps = [torch.finfo(dtype).eps for dtype in values if dtype.is_floating_point]
+    narrowest = max(steps, default=0.0)
+    return max(FLOOR, NARROW * narrowest if narrowest > torch.finfo(torch.float32).eps else 0.0)
+
+
+def _judge(
+    name: str, floor: float, result: NDArray[Any], single: NDArray[Any], double: NDArray[Any]
+) -> Parity:
     """Compare one output; a difference in kind counts as an infinite error."""
     if result.shape != single.shape or result.dtype != single.dtype:
         raise ProofError(
@@ -98,7 +113,7 @@ def _judge(name: str, result: NDArray[Any], single: NDArray[Any], double: NDArra
     exact = double[finite]
     error = np.abs(result[finite] - exact).max()
     rounding = np.abs(single[finite] - exact).max()
-    return Parity(float(error), float(ROOM * rounding + FLOOR * np.abs(exact).max()), name)
+    return Parity(float(error), float(ROOM * rounding + floor * np.abs(exact).max()), name)
 
 
 def _closeness(parity: Parity) -> float:

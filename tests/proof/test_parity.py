@@ -108,6 +108,27 @@ def test_the_bound_follows_the_networks_own_rounding() -> None:
     assert parity.error < parity.bound
 
 
+class _Narrow(nn.Module):
+    """A network with a stretch in half precision, whose roundings may fall to either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).to(torch.float16).relu().float())
+
+
+def test_a_stretch_in_half_precision_is_held_to_half_precision() -> None:
+    """Once refused: the bound of float32 was asked of a program that rounds to float16."""
+    program = capture(_Narrow().eval(), torch.randn(64, 32))
+    model = lower(program)
+    assert float_parity(program, model, [torch.randn(64, 32)]).bound > 1e-4
+    broken = with_tensor(model, "second.weight", lambda values: values * 1.05)
+    with pytest.raises(ProofError):
+        float_parity(program, broken, [torch.randn(64, 32)])
+
+
 def test_missing_outputs_and_other_shapes_are_caught() -> None:
     program, model = plain()
     short = onnx.ModelProto()
