@@ -130,4 +130,4 @@ def test_property(holds: Property) -> None:
 @pytest.mark.slow
 @each_property
 def test_property_more(holds: Property) -> None:
-    tried(holds, examples=20 if holds is lowers_faithfully else 80, steps=10)
+    tried(holds, examples=20 if holds is lowers_faithfully else 40, steps=10)
