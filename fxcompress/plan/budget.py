@@ -104,7 +104,7 @@ def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) ->
         raise BudgetError(
             f"the budget asks for {budget / full:.1%} of the cost, but the prunable groups can only bring it "
             f"down to {least / full:.1%}",
-            hint=f"ask to remove at most {_rounded_down(1 - least / full)}, raise max_ratio or unprotect groups",
+            hint=f"ask to remove at most {_down(1 - least / full)}, raise max_ratio or unprotect groups",
         )
     state = Allocation(candidates, cost_of, budget, {item.name: item.step for item in candidates})
     _relax_until_reachable(state)
@@ -115,7 +115,7 @@ def allocate(candidates: Sequence[Candidate], cost_of: CostOf, budget: float) ->
     return state
 
 
-def _rounded_down(share: float) -> str:
+def _down(share: float) -> str:
     return f"{math.floor(share * 1000) / 1000:.3f}"
 
 
