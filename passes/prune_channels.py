@@ -44,7 +44,9 @@ class PruneChannels:
             )
         edit.tidy(result)
         edit.reinfer(result)
-        lines = [f"{name}: {self.plan.sizes[name]} -> {len(stay)}" for name, stay in self.plan.channels.items()]
+        lines = [
+            f"{name}: {self.plan.sizes[name]} -> {len(stay)}" for name, stay in self.plan.channels.items()
+        ]
         return Outcome(result, tuple(lines))
 
 
@@ -53,7 +55,9 @@ def _remove(
 ) -> dict[str, dict[int, tuple[int, ...]]]:
     """Shrink tensors and constants in place; returns what was kept, by tensor and dimension."""
     resizing = Resizing(space, {axis: len(stay) for axis, stay in indices.items()})
-    changes = [(node, change) for node in program.graph.nodes if (change := resize(resizing, node)) is not None]
+    changes = [
+        (node, change) for node in program.graph.nodes if (change := resize(resizing, node)) is not None
+    ]
     changed: dict[str, dict[int, tuple[int, ...]]] = {}
     for node in walk.tensor_nodes(program):
         dims = _shrunk_dims(space, node, indices)
@@ -62,7 +66,9 @@ def _remove(
             for dim, stay in dims.items():
                 tensor = tensor.detach().index_select(dim, torch.from_numpy(stay))
             edit.set_tensor(program, str(node.target), tensor.contiguous())
-            changed[str(node.target)] = {dim: tuple(int(place) for place in stay) for dim, stay in dims.items()}
+            changed[str(node.target)] = {
+                dim: tuple(int(place) for place in stay) for dim, stay in dims.items()
+            }
     for node, change in changes:
         _apply(node, change)
     return dict(sorted(changed.items()))
