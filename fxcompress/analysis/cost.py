@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch.fx import Node
 
 from fxcompress.analysis.propagate import propagate
 from fxcompress.axes.expression import Axis, Dim, leaves
 from fxcompress.axes.positions import width
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.ops.arguments import hints
 from fxcompress.ops.cost import MACS, Term
 from fxcompress.ops.dimensions.space import Space
+from fxcompress.ops.dimensions.table import rule_for
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Price:
 
 def price(program: Program, space: Space) -> Price:
     """Collect the terms of every operator and every stored tensor."""
-    samples = batch_size(program)
+    samples = samples_of(program, space)
     macs = [
         (1.0 / samples, term)
         for node in program.graph.nodes
@@ -92,13 +93,35 @@ def _folded(terms: Iterable[tuple[float, Term]]) -> Sum:
     return Sum(constant, tuple(varying))
 
 
-def batch_size(program: Program) -> int:
-    """The leading size of the first tensor input; one when there is none."""
-    for node in walk.placeholders(program):
-        if walk.is_tensor(node):
-            shape = hints(node.meta["val"])
-            return shape[0] if shape else 1
-    return 1
+def samples_of(program: Program, space: Space) -> int:
+    """How many samples the example holds.
+
+    The leading dimension of the first input counts them where it is dynamic, or where it is still the leading
+    dimension of an output; else (an image without a batch, say) the example is one sample.
+    """
+    inputs = [node for node in walk.placeholders(program) if walk.is_tensor(node) and space.of(node)]
+    if not inputs:
+        return 1
+    leading = space.of(inputs[0])[0]
+    counted = walk.is_symbolic(inputs[0], 0) or any(
+        leading in leaves(space.of(result)[0])
+        for result in walk.output_values(program)
+        if result in space.values and space.of(result)
+    )
+    return leading.size if counted else 1
+
+
+def unpriced(program: Program) -> list[Node]:
+    """The operators whose work is unknown: they have neither a dimension rule nor a row that counts MACs."""
+    return [
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and walk.is_tensor(node)
+        and node.target not in MACS
+        and rule_for(node.target) is None
+    ]
 
 
 def cost(program: Program) -> Cost:

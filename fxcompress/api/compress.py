@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fxcompress.analysis.calibration import calibrate
+from fxcompress.analysis.cost import unpriced
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.api.request import Request
 from fxcompress.graph.inputs import batches as flat_batches
@@ -73,7 +74,7 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         with journal.step("plan-quantization"):
             quantization = plan_quantization(deployed, ranges, request.target, request.quantize)
         quantized = journal.apply(QuantizeTensors(quantization), deployed)
-    notes = _notes(pruning, quantization)
+    notes = (*_uncounted(original), *_notes(pruning, quantization))
     if quantized is deployed:
         quantized = quantization = None
     return Compressed(
@@ -131,6 +132,16 @@ def leading(program: Program, batch: Batch, count: int) -> Batch:
         value[:count] if symbol is not None and mark == symbol else value
         for value, mark in zip(batch, counted, strict=True)
     ]
+
+
+def _uncounted(program: Program) -> tuple[str, ...]:
+    """A note where the work of an operator is unknown, for then the MACs of the report are too low."""
+    nodes = unpriced(program)
+    if not nodes:
+        return ()
+    names = ", ".join(f"{node.name} ({node.target})" for node in nodes[:4])
+    more = f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""
+    return (f"the MACs leave out operators whose work is not known: {names}{more}",)
 
 
 def _notes(pruning: PruningPlan | None, quantization: QuantizationPlan | None) -> tuple[str, ...]:

@@ -58,15 +58,44 @@ def _attention(space: Space, node: Node) -> list[Term]:
 
 
 def _einsum(space: Space, node: Node) -> list[Term]:
-    """Every distinct letter once (the cost of the unfactored contraction)."""
+    """Every distinct letter once (the cost of the unfactored contraction); an ellipsis stands for letters
+    counted from the right, the widest of which is what is broadcast to.
+    """
     bound = arguments(node)
     left = bound["equation"].replace(" ", "").partition("->")[0]
-    if "." in left:
-        return [space.of(node)]
     letters: dict[str, Dim] = {}
     for term, operand in zip(left.split(","), bound["tensors"], strict=True):
-        letters.update(zip(term, space.of(operand), strict=True))
+        dims = space.of(operand)
+        for letter, dim in zip(_spelled(term, len(dims)), dims, strict=True):
+            if letter not in letters or letters[letter].size < dim.size:
+                letters[letter] = dim
     return [tuple(letters.values())]
+
+
+def _spelled(term: str, rank: int) -> list[str]:
+    """The letters of one operand; those of its ellipsis are numbered from the right."""
+    before, ellipsis, after = term.partition("...")
+    hidden = rank - len(before) - len(after) if ellipsis else 0
+    return [*before, *(f"...{place}" for place in range(hidden, 0, -1)), *after]
+
+
+def _tensordot(space: Space, node: Node) -> list[Term]:
+    bound = arguments(node)
+    dims = space.of(bound["self"])
+    return [(*space.of(node), *(dims[place] for place in bound["dims_self"]))]
+
+
+def _bilinear(space: Space, node: Node) -> list[Term]:
+    """y[.., O] = x[.., I] w[O, I, J] z[.., J]"""
+    return [(*space.of(node), *space.of(arguments(node)["weight"])[1:])]
+
+
+def _recurrent(space: Space, node: Node) -> list[Term]:
+    """Every matrix of every layer and direction meets every step of every sequence."""
+    bound = arguments(node)
+    steps = space.of(bound["input"])[:-1]
+    matrices = [space.of(weight) for weight in bound["params"]]
+    return [(*steps, *matrix) for matrix in matrices if len(matrix) == 2]
 
 
 MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
@@ -91,4 +120,10 @@ MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
     aten.conv_transpose2d.input: _convolution,
     aten.conv_transpose3d.input: _convolution,
     aten.scaled_dot_product_attention.default: _attention,
+    aten.tensordot.default: _tensordot,
+    aten.bilinear.default: _bilinear,
+    aten.lstm.input: _recurrent,
+    aten.gru.input: _recurrent,
+    aten.rnn_tanh.input: _recurrent,
+    aten.rnn_relu.input: _recurrent,
 }
