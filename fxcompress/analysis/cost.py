@@ -103,8 +103,9 @@ def samples_of(program: Program, space: Space) -> int:
     if not inputs:
         return 1
     leading = space.of(inputs[0])[0]
+    counting = set(leaves(leading))
     counted = walk.is_symbolic(inputs[0], 0) or any(
-        leading in leaves(space.of(result)[0])
+        not counting.isdisjoint(leaves(space.of(result)[0]))
         for result in walk.output_values(program)
         if result in space.values and space.of(result)
     )
