@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from fxcompress.errors import LoweringError
+from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.lowering.write import LARGE, tensor_bytes
-from fxcompress.runtime.session import SessionError, open_session, run
+from fxcompress.runtime.session import LARGE, SessionError, open_session, run, tensor_bytes
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -39,10 +39,16 @@ def accept(model: onnx.ModelProto, program: Program) -> None:
             _check_shapes(session, feeds, run(session, feeds))
     except (onnx.checker.ValidationError, SessionError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoweringError(
-            f"the lowered model is not usable: {lines[0]}",
-            hint="this is a defect of fxcompress; please report it",
-        ) from error
+        raise LoweringError(f"the lowered model is not usable: {lines[0]}", hint=_hint(program)) from error
+
+
+def _hint(program: Program) -> str:
+    """What to do about a file that the runtime refuses: most kernels exist for float32 alone."""
+    stored = {walk.dtype(node) for node in walk.tensor_nodes(program)}
+    other = sorted(str(dtype) for dtype in stored if dtype.is_floating_point and dtype != torch.float32)
+    if other:
+        return f"the model holds {', '.join(other)}, which the runtime lacks kernels for: pass model.float()"
+    return "this is a defect of fxcompress; please report it"
 
 
 def example_feeds(program: Program, names: Sequence[str]) -> list[Feeds]:
