@@ -9,14 +9,17 @@ other node stays, name included.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
@@ -35,18 +38,27 @@ class LocalProgram(ExportedProgram):
     """An exported program that decomposes only what needs it, where it stands.
 
     Falls back to torch's own whole trace for an operator whose parts need tensors of their own or have no
-    ONNX form either; that trace records origins in `meta["from_node"]`.
+    ONNX form either; that trace records origins in `meta["from_node"]`, and `stuck` has the names of the
+    operators with such parts.
     """
+
+    stuck: tuple[str, ...] = ()
 
     def run_decompositions(
         self, decomp_table: Table | None = None, decompose_custom_triton_ops: bool = False
     ) -> ExportedProgram:
         """Decompose in place and return the program itself, or a new one from the whole trace."""
-        if decomp_table is not None and decompose(self.graph_module.graph, decomp_table, translatable()):
-            self.graph_module.recompile()
-            return self
-        table = None if decomp_table is None else dict(decomp_table)
-        return super().run_decompositions(table, decompose_custom_triton_ops)
+        if decomp_table is None:
+            return super().run_decompositions(None, decompose_custom_triton_ops)
+        graph = self.graph_module.graph
+        self.stuck = decompose(graph, decomp_table, translatable())
+        if self.stuck:
+            return super().run_decompositions(dict(decomp_table), decompose_custom_triton_ops)
+        self.graph_module.recompile()
+        results = graph.output_node().args[0]
+        for spec, result in zip(self.graph_signature.output_specs, results, strict=True):
+            spec.arg = TensorArgument(result.name)
+        return self
 
 
 @cache
@@ -61,23 +73,26 @@ def translatable() -> frozenset[Any]:
     return frozenset(get_onnx_implemented_overloads(registry(EXPORTED)))
 
 
-def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> bool:
-    """Replace every operator that is not `known` by its parts, in place; False, and no change, if that is
-    impossible.
+def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> tuple[str, ...]:
+    """Replace every operator that is not `known` by its parts, in place.
 
+    Returns the names of the operators for which that is impossible; if there are any, nothing is changed.
     Every node must have its `meta["val"]`, with fake tensors of one mode.
     """
     traced: list[tuple[fx.Node, fx.Graph]] = []
+    stuck: list[str] = []
     for node in graph.nodes:
         if _is_unknown(node, known):
             parts = _trace(node, table)
             if not _can_splice(node, parts, known):
-                return False
+                stuck.append(node.name)
             traced.append((node, parts))
+    if stuck:
+        return tuple(stuck)
     for node, parts in traced:
         _splice(graph, node, parts)
     graph.eliminate_dead_code()
-    return True
+    return ()
 
 
 def _is_unknown(node: fx.Node, known: Collection[Any]) -> bool:
@@ -97,11 +112,18 @@ def _trace(node: fx.Node, table: Table) -> fx.Graph:
         args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    with torch.no_grad():
+    # Within the mode that made the values: constants that a decomposition makes must be fake like them.
+    with torch.no_grad(), _fake_mode(inputs):
         module = make_fx(functionalize(call), decomposition_table=dict(table))(
             *[one.meta["val"] for one in inputs]
         )
     return module.graph
+
+
+def _fake_mode(nodes: Sequence[fx.Node]) -> contextlib.AbstractContextManager[Any]:
+    """The mode of the nodes' fake tensors; none for nodes that hold no tensor."""
+    tensors = [node.meta["val"] for node in nodes if isinstance(node.meta["val"], torch.Tensor)]
+    return detect_fake_mode(tensors) or contextlib.nullcontext()
 
 
 def _can_splice(node: fx.Node, parts: fx.Graph, known: Collection[Any]) -> bool:

@@ -31,7 +31,7 @@ from torch.onnx._internal.exporter import _core
 from fxcompress.errors import LoweringError
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.lowering.decompose import ORIGIN, registry
+from fxcompress.lowering.decompose import ORIGIN, LocalProgram, registry
 from fxcompress.lowering.lift import lift
 
 
@@ -66,7 +66,7 @@ def export(program: Program, opset: int) -> Exported:
             )
             _fold(written.model)
     except torch.onnx.OnnxExporterError as error:
-        raise _explain(program, error) from error
+        raise _explain(program, lifted, error) from error
     if written.exported_program is None:
         raise LoweringError("the exporter kept no program to trace names by")
     graph = written.exported_program.graph
@@ -107,15 +107,21 @@ def _symbols(program: Program, graph: fx.Graph) -> dict[str, str]:
     return found
 
 
-def _explain(program: Program, error: Exception) -> LoweringError:
-    """The exporter's failure with the program's node and the user's line, as far as its text names them."""
+def _explain(program: Program, lifted: LocalProgram, error: Exception) -> LoweringError:
+    """The exporter's failure with the program's node and the user's line, as far as they can be told.
+
+    An operator that could not be taken apart is to blame before one that the text happens to name: after the
+    whole trace the names in the text are no longer the program's.
+    """
     text = "\n".join(str(cause) for cause in _causes(error))
     culprits = [
         node
         for node in program.graph.nodes
         if node.op == "call_function" and (f"%{node.name} :" in text or f"'{node.target}'" in text)
     ]
-    culprit = culprits[0] if culprits else None
+    stuck = [node for node in program.graph.nodes if node.name in lifted.stuck]
+    both = [node for node in culprits if node in stuck]
+    culprit = next(iter(both or stuck or culprits), None)
     reason = str(list(_causes(error))[-1]).strip().splitlines()
     return LoweringError(
         f"torch.onnx cannot translate the program: {reason[0] if reason else type(error).__name__}",

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -29,7 +28,7 @@ from fxcompress.graph.program import Program
 from fxcompress.lowering.decompose import LocalProgram
 
 
-def lift(program: Program) -> ExportedProgram:
+def lift(program: Program) -> LocalProgram:
     """The same graph with its tensors as inputs, flat inputs and flat outputs; `program` is not changed.
 
     Inputs get fresh symbols from the signature, so that no decision of an earlier trace is carried along.
