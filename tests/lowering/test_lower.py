@@ -302,3 +302,13 @@ def test_a_padded_position_that_sees_nothing_gives_zeros_as_in_torch() -> None:
 
 def test_rewrites_are_all_listed() -> None:
     assert len({rewrite.__name__ for rewrite in lowering.REWRITES}) == len(lowering.REWRITES) == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_type_without_kernels_is_named_with_what_to_do(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval().to(dtype)
+    program = capture(model, torch.randn(2, 3, 8, 8, dtype=dtype))
+    with pytest.raises(LoweringError, match="not usable") as caught:
+        lower(program)
+    assert caught.value.hint is not None
+    assert "model.float()" in caught.value.hint
