@@ -77,3 +77,8 @@ class LoweringError(CompressError):
 
 class ProofError(CompressError):
     """A rewritten model does not compute what it must; nothing is returned."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign exception, at most 500 characters; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

@@ -26,12 +26,12 @@ from fxcompress.api.result import Plan, Result
 from fxcompress.errors import NotSupported
 from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import lower
-from fxcompress.lowering.write import LARGE, tensor_bytes
 from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal, Progress
 from fxcompress.plan.pruning import Prune
 from fxcompress.plan.quantization import Quantize
 from fxcompress.report.report import Proof, Report
+from fxcompress.runtime.session import LARGE, tensor_bytes
 from fxcompress.runtime.timing import Comparison
 from fxcompress.targets.catalog import resolve
 from fxcompress.targets.target import Target

@@ -16,7 +16,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import IllFormed
+from fxcompress.errors import IllFormed, first_line
 from fxcompress.graph import walk
 from fxcompress.graph.module import attach, detach, named_tensors, tied, used_names
 from fxcompress.graph.signature import Holder
@@ -217,14 +217,10 @@ def _infer_one(mode: FakeTensorMode, node: fx.Node, env: dict[fx.Node, Any]) -> 
             return node.target(*args, **kwargs)
     except Exception as error:
         raise IllFormed(
-            f"the values that reach {node.name} do not fit it: {_first_line(error)}",
+            f"the values that reach {node.name} do not fit it: {first_line(error)}",
             node=node.format_node(),
             source=walk.source(node),
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fake_mode(program: Holder) -> FakeTensorMode | None:

@@ -112,11 +112,6 @@ def aliases(program: Holder, name: str) -> list[str]:
     return tied(program.module)[same_tensor(found)]
 
 
-def producers(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose values a node reads, each once, in argument order."""
-    return list(node.all_input_nodes)
-
-
 def consumers(node: fx.Node) -> list[fx.Node]:
     """The nodes that read a node's value, each once, in graph order."""
     return sorted(node.users)

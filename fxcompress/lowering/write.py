@@ -9,9 +9,7 @@ from pathlib import Path
 import onnx
 
 from fxcompress.errors import InputError
-
-LARGE = 2_000_000_000
-"""Bytes of tensors above which one protobuf message cannot hold a model (its limit is 2 GiB)."""
+from fxcompress.runtime.session import LARGE, tensor_bytes
 
 
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, large: int = LARGE) -> None:
@@ -35,11 +33,6 @@ def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, large: i
             f"cannot write {target}: {error.strerror or error}",
             hint="choose a folder that exists and is writable",
         ) from error
-
-
-def tensor_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the stored tensors, without serialising the model."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def _stage_external(model: onnx.ModelProto, folder: Path, name: str) -> Path:

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from fxcompress.errors import InputError
+from fxcompress.errors import InputError, first_line
 
 Model = bytes | str | os.PathLike[str] | onnx.ModelProto
 Feeds = Mapping[str, NDArray[Any]]
@@ -43,7 +43,8 @@ RUNTIME_ERRORS = (
 """What onnxruntime raises; its own exceptions share no base class."""
 
 _FATAL = 4
-_LARGE = 2_000_000_000
+LARGE = 2_000_000_000
+"""Bytes of tensors above which one protobuf message cannot hold a model (its limit is 2 GiB)."""
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -118,7 +119,7 @@ def run(session: ort.InferenceSession, feeds: Feeds) -> dict[str, NDArray[Any]]:
     Raises:
         SessionError: a missing or unknown name, a wrong dtype or shape, or a failure inside the runtime.
     """
-    arrays = {name: np.ascontiguousarray(value) if value.ndim else value for name, value in feeds.items()}
+    arrays = contiguous(feeds)
     check_feeds(session, arrays)
     names = [output.name for output in session.get_outputs()]
     quiet = ort.RunOptions()
@@ -126,8 +127,13 @@ def run(session: ort.InferenceSession, feeds: Feeds) -> dict[str, NDArray[Any]]:
     try:
         values = session.run(names, arrays, quiet)
     except RUNTIME_ERRORS as error:
-        raise SessionError(f"onnxruntime failed while running the model: {_first_line(error)}") from error
+        raise SessionError(f"onnxruntime failed while running the model: {first_line(error)}") from error
     return dict(zip(names, values, strict=True))
+
+
+def contiguous(feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """The same arrays in row-major order, so that no call pays for a copy; scalars stay scalars."""
+    return {name: np.ascontiguousarray(value) if value.ndim else value for name, value in feeds.items()}
 
 
 def check_feeds(session: ort.InferenceSession, feeds: Feeds) -> None:
@@ -166,7 +172,7 @@ def dtype_of(value: ort.NodeArg) -> np.dtype[Any]:
 
 def _open_proto(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     label = f"ONNX model {model.graph.name!r}"
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < _LARGE:
+    if tensor_bytes(model) < LARGE:
         return _open(model.SerializeToString(), options, label)
     with tempfile.TemporaryDirectory() as folder:
         copy = onnx.ModelProto()
@@ -181,7 +187,7 @@ def _open(source: bytes | str, options: ort.SessionOptions, label: str) -> ort.I
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
         raise SessionError(
-            f"onnxruntime {ort.__version__} does not accept {label}: {_first_line(error)}",
+            f"onnxruntime {ort.__version__} does not accept {label}: {first_line(error)}",
             hint="the file may be truncated, or written for a newer opset or IR version than the runtime has",
         ) from error
 
@@ -201,9 +207,9 @@ def _signature(value: ort.NodeArg) -> str:
     return f"{value.name}: {value.type.removeprefix('tensor(').removesuffix(')')}{value.shape}"
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:500]
+def tensor_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the stored tensors, without serialising the model."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def read_proto(model: Model) -> onnx.ModelProto:
@@ -218,6 +224,6 @@ def read_proto(model: Model) -> onnx.ModelProto:
         return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
     except (DecodeError, OSError) as error:
         raise SessionError(
-            f"not a readable ONNX model: {_first_line(error)}",
+            f"not a readable ONNX model: {first_line(error)}",
             hint="the file may be truncated; write it again",
         ) from error

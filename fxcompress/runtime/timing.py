@@ -24,7 +24,7 @@ import onnxruntime as ort
 
 from fxcompress.errors import InputError
 from fxcompress.numerics.statistics import Ratio, bootstrap_ratio
-from fxcompress.runtime.session import Feeds, Model, open_session, run
+from fxcompress.runtime.session import Feeds, Model, contiguous, open_session, run
 
 SLOWER = 1.02
 _ROUND_SECONDS = 0.005
@@ -122,7 +122,7 @@ def _repetitions(single: Mapping[str, float], rounds: int, seconds: float | None
 
 def _time(session: ort.InferenceSession, feeds: Feeds, calls: int) -> float:
     """Seconds per call over `calls` calls in a row."""
-    arrays = dict(feeds)
+    arrays = contiguous(feeds)
     start = time.perf_counter()
     for _ in range(calls):
         session.run(None, arrays)

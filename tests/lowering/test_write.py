@@ -8,8 +8,8 @@ import pytest
 
 from fxcompress.errors import InputError
 from fxcompress.lowering import write
-from fxcompress.lowering.write import save_model, tensor_bytes
-from fxcompress.runtime.session import open_session, run
+from fxcompress.lowering.write import save_model
+from fxcompress.runtime.session import open_session, run, tensor_bytes
 from tests.lowering.graphs import floats, model_of
 
 

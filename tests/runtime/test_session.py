@@ -23,7 +23,7 @@ def test_bytes_paths_and_messages_open_alike(tmp_path: Path) -> None:
 
 
 def test_large_messages_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LARGE", 1000)
+    monkeypatch.setattr(module, "LARGE", 1000)
     model = onnx.load_from_string(matmuls(2))
     feeds = {"x": np.ones((128, 128), np.float32)}
     expected = run(open_session(matmuls(2)), feeds)["v2"]
