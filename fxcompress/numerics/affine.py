@@ -102,11 +102,6 @@ def quantize_channels(weight: Tensor, scales: Tensor, axis: int, limit: int) -> 
     return torch.round(weight / scales.reshape(shape)).clamp(-limit, limit).to(torch.int8)
 
 
-def dequantize_channels(q: Tensor, scales: Tensor, axis: int) -> Tensor:
-    """Undo :func:`quantize_channels`, in float32."""
-    return q.to(torch.float32) * scales.reshape(_along(q, axis))
-
-
 def bias_scales(input_scale: float, weight_scales: Tensor) -> Tensor:
     """Return the unit of each channel's bias: input scale times weight scale, in float32.
 

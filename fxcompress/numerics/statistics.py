@@ -1,11 +1,11 @@
-"""Statistics for measurements: intervals on ratios of medians, and how far one array is from another."""
+"""Statistics for measurements: intervals on ratios of medians."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -48,32 +48,3 @@ def bootstrap_ratio(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(ratios, [tail, 1.0 - tail])
     return Ratio(float(np.median(above) / np.median(below)), float(low), float(high))
-
-
-def signal_to_noise(reference: ArrayLike, other: ArrayLike) -> float:
-    """Signal-to-noise ratio in dB, `10 log10(|reference|^2 / |reference - other|^2)`: higher is closer.
-
-    Equal arrays give `inf`; a silent reference with a noisy `other` gives `-inf`.
-    """
-    clean = np.asarray(reference, np.float64)
-    noise = _power(clean - np.asarray(other, np.float64))
-    signal = _power(clean)
-    if noise == 0.0:
-        return float("inf")
-    return float(10.0 * np.log10(signal / noise)) if signal > 0.0 else float("-inf")
-
-
-def relative_error(reference: ArrayLike, other: ArrayLike) -> float:
-    """`|other - reference|_2 / |reference|_2`, in float64; 0 for two zero arrays, `inf` for noise on a zero
-    one.
-    """
-    clean = np.asarray(reference, np.float64)
-    noise, signal = _power(np.asarray(other, np.float64) - clean), _power(clean)
-    if noise == 0.0:
-        return 0.0
-    return float(np.sqrt(noise / signal)) if signal > 0.0 else float("inf")
-
-
-def _power(values: NDArray[np.float64]) -> float:
-    """Sum of squares; a NaN anywhere stays a NaN."""
-    return float(np.sum(np.square(values)))

@@ -7,7 +7,6 @@ weights. A plan prints as a table and goes through JSON unchanged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -162,18 +161,6 @@ class QuantizationPlan:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a quantization plan: {error!r}") from error
-
-    def to_json(self) -> str:
-        """Return the plan as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Rebuild a plan from its JSON text; raises InputError when it is none."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise InputError(f"this is not a quantization plan: {error}") from error
 
     def __str__(self) -> str:
         return "\n".join([self._headline(), *self._operators(), *self._tensors(), *self._declined()])

@@ -67,11 +67,6 @@ class ExecutedOp:
     outputs: tuple[str, ...] = ()
     covers: tuple[str, ...] = ()
 
-    @property
-    def bridge(self) -> bool:
-        """It only crosses between float and integers."""
-        return self.op_type in _BRIDGES
-
 
 def executed(model: Model, *, threads: int = 1) -> tuple[ExecutedOp, ...]:
     """The operators an optimising session executes for `model`, in its order.

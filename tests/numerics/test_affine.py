@@ -101,8 +101,6 @@ def test_weights_are_symmetric_per_channel(axis, limit, seed):
         assert stored.abs().max().item() == limit
         assert ((stored.float() * scale - values).abs() <= scale * 0.5001).all()
         assert (affine.quantize_channels(-weight, scales, axis, limit) == -whole).all()
-    back = affine.dequantize_channels(whole, scales, axis)
-    assert ((back - weight).abs().amax() <= scales.max() * 0.5001).item()
 
 
 def test_a_channel_of_zeros_takes_the_largest_scale_of_the_others():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fxcompress.numerics.statistics import bootstrap_ratio, relative_error, signal_to_noise
+from fxcompress.numerics.statistics import bootstrap_ratio
 
 
 def test_ratio_of_medians_and_an_interval_around_it() -> None:
@@ -59,23 +59,3 @@ def test_a_single_round_has_an_interval_of_width_zero() -> None:
 def test_samples_that_are_none_are_refused(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match="samples"):
         bootstrap_ratio(a, b)
-
-
-def test_signal_to_noise_in_decibels() -> None:
-    assert signal_to_noise([10.0, 0.0], [10.0, 1.0]) == pytest.approx(20.0)
-    assert signal_to_noise([1.0, 2.0], [1.0, 2.0]) == float("inf")
-    assert signal_to_noise([0.0], [1.0]) == float("-inf")
-    assert np.isnan(signal_to_noise([1.0], [np.nan]))
-
-
-def test_signal_to_noise_of_uniform_rounding_is_six_decibels_per_bit() -> None:
-    signal = np.random.default_rng(6).uniform(-1, 1, 100_000)
-    for bits in (4, 8):
-        step = 2.0 / 2**bits
-        assert signal_to_noise(signal, np.round(signal / step) * step) == pytest.approx(6.02 * bits, abs=0.3)
-
-
-def test_relative_error() -> None:
-    assert relative_error([3.0, 4.0], [3.0, 4.5]) == pytest.approx(0.1)
-    assert relative_error([0.0], [0.0]) == 0.0
-    assert relative_error([0.0], [1.0]) == float("inf")
