@@ -23,9 +23,11 @@ CLASSES = 10
 SIZE = 32
 EPOCHS = 20
 RATE = 0.1
-# A strong decay, chosen on the test split for what pruning leaves: it drives unused channels to zero, as a long
-# training with an ordinary decay also does (5e-4 over 80,000 steps shrinks an unused weight by exp(-20), this one
-# by exp(-8)). Accuracy after removing half of the MACs: 0.10 with 5e-3 and less, 0.35 with 2e-2, 0.99 with 5e-2.
+# A strong decay, chosen on the validation split for what pruning leaves: it drives unused channels to zero,
+# as a long training with an ordinary decay also does (5e-4 over 80,000 steps shrinks an unused weight by
+# exp(-20), this one by exp(-8)). Validation accuracy before and after removing half of the MACs, one seed:
+# 0.9963 to 0.0963 with 1e-3 and with 5e-3, 1.0000 to 0.0963 with 2e-2, 0.9926 to 0.9889 with 5e-2. To repeat:
+# python -m benchmarks.digits_decay
 DECAY = 5e-2
 
 
@@ -118,14 +120,14 @@ def accuracy(forward: Callable[[Tensor], Tensor], split: Split, batch: int = 64)
     return right / len(split.labels)
 
 
-def train(data: Digits, *, epochs: int = EPOCHS, seed: int = 0) -> DigitNet:
+def train(data: Digits, *, epochs: int = EPOCHS, seed: int = 0, decay: float = DECAY) -> DigitNet:
     """A trained DigitNet in eval mode; a line per epoch is logged."""
     torch.manual_seed(seed)
     model = DigitNet().train()
     order = torch.Generator().manual_seed(seed)
     batch = 64
     steps = epochs * (len(data.train.labels) // batch)
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=DECAY, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=steps)
     for epoch in range(epochs):
         total = 0.0

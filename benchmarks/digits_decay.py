@@ -1,0 +1,80 @@
+"""Which weight decay the demo trains with: accuracy on the validation images, whole and pruned by half.
+
+Each network is the demo's, trained as the demo trains it but for the decay, and pruned by the passes alone:
+no INT8, no fine-tuning. The test images are not looked at. Run by `python -m benchmarks.digits_decay`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from examples import digits
+from fxcompress.analysis.groups import analyse
+from fxcompress.graph.capture import capture
+from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.plan.pruning import Prune, plan_pruning
+from fxcompress.report import tables
+from fxcompress.targets.onnxruntime import onnxruntime
+
+DECAYS = (1e-3, 5e-3, 2e-2, 5e-2)
+RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One training: accuracies on the validation images, of the whole network and of what pruning left."""
+
+    decay: float
+    seed: int
+    before: float
+    after: float
+
+
+def main() -> int:
+    """Train, prune, print."""
+    options = _options()
+    console = Console(stderr=True)
+    data = digits.load()
+    lines = []
+    for line in _lines(data, options):
+        console.print(f"decay {line.decay:g}, seed {line.seed}: {line.before:.4f} to {line.after:.4f}")
+        lines.append(line)
+    Console().print(_view(lines, len(data.validation.labels)))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--decays", type=float, nargs="+", default=DECAYS, help="weight decays to try")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings per decay")
+    parser.add_argument("--epochs", type=int, default=digits.EPOCHS, help="passes over the training images")
+    return parser.parse_args()
+
+
+def _lines(data: digits.Digits, options: argparse.Namespace) -> Iterator[Line]:
+    for decay in options.decays:
+        for seed in range(options.seeds):
+            model = digits.train(data, epochs=options.epochs, seed=seed, decay=decay)
+            program = capture(model, data.train.images[:2])
+            plan = plan_pruning(analyse(program), Prune(ratio=RATIO), onnxruntime().channel_block)
+            pruned = PruneChannels(plan).run(program).program
+            before, after = (digits.accuracy(forward, data.validation) for forward in (program, pruned))
+            yield Line(decay, seed, before, after)
+
+
+def _view(lines: list[Line], images: int) -> Any:
+    title = f"accuracy on {images} validation images, {RATIO:.0%} of the MACs removed"
+    made = tables.table(title, "decay", "seed", "before", "after", right=("before", "after"))
+    for line in lines:
+        made.add_row(f"{line.decay:g}", str(line.seed), f"{line.before:.4f}", f"{line.after:.4f}")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
