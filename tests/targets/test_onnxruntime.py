@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fxcompress.errors import NotSupported
+from fxcompress.errors import InputError, NotSupported
 from fxcompress.ops.quantization import Kind
 from fxcompress.targets.catalog import resolve
 from fxcompress.targets.onnxruntime import cpu_features, onnxruntime
@@ -43,4 +43,7 @@ def test_names_resolve_and_targets_pass():
     assert resolve(target) is target
     with pytest.raises(NotSupported, match="no target 'tensorrt'") as caught:
         resolve("tensorrt")
+    with pytest.raises(InputError, match="neither a name nor a Target") as caught:
+        resolve(["onnxruntime"])  # a list, as a user may write
+    assert "onnxruntime" in (caught.value.hint or "")
     assert "onnxruntime" in str(caught.value)
