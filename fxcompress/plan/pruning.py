@@ -17,10 +17,14 @@ from fxcompress.analysis.groups import Analysis, Group, rivals
 from fxcompress.analysis.saliency import l2
 from fxcompress.axes.expression import Axis, leaves
 from fxcompress.axes.positions import Indices, kept
-from fxcompress.errors import InputError, NotSupported
+from fxcompress.errors import BudgetError, InputError, NotSupported
+from fxcompress.graph import walk
 from fxcompress.graph.module import tied
 from fxcompress.numerics.saliency import Scores
 from fxcompress.plan.budget import Candidate, allocate
+
+_OBSTACLES = 3
+"""How many frozen tensors the refusal of a budget names."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,10 @@ def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
         return analysis.price.macs.at({axes[name]: width for name, width in widths.items()})
 
     full = macs({})
-    state = allocate(candidates, macs, full * (1 - options.ratio))
+    try:
+        state = allocate(candidates, macs, full * (1 - options.ratio))
+    except BudgetError as error:
+        raise _with_obstacles(error, analysis) from None
     channels = {
         item.name: _best(item.scores, state.widths[item.name])
         for item in candidates
@@ -189,6 +196,23 @@ def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
     }
     relaxed = {name: granted for name, granted in state.relaxed.items() if name in channels}
     return make_plan(analysis, channels, protected, relaxed)
+
+
+def _with_obstacles(error: BudgetError, analysis: Analysis) -> BudgetError:
+    """The error with the largest tensors of which no axis may shrink, and why."""
+    reasons: dict[str, dict[str, str]] = {}
+    for item in analysis.frozen:
+        reasons.setdefault(item.axis.rpartition("[")[0], {})[item.axis] = item.reason
+    whole = [
+        (walk.tensor(analysis.program, node).numel(), str(node.target))
+        for node in walk.tensor_nodes(analysis.program)
+        if len(reasons.get(str(node.target), {})) == walk.tensor(analysis.program, node).ndim > 1
+    ]
+    named = [
+        f"{name} ({', '.join(dict.fromkeys(reasons[name].values()))})"
+        for _, name in sorted(whole, reverse=True)[:_OBSTACLES]
+    ]
+    return error.note(f"frozen as a whole are {', '.join(named)}") if named else error
 
 
 def _candidate(group: Group, scores: Scores, block: int, max_ratio: float) -> Candidate:

@@ -250,3 +250,15 @@ def test_a_group_is_found_by_any_member() -> None:
     plan = make_plan(analyse(chain(8)), {"p2[1]": (0, 2)})
     assert plan.channels == {"p0[0]": (0, 2)}
     assert np.array_equal(plan.kept["p2"][1], (0, 2))
+
+
+def test_an_unreachable_budget_names_the_largest_frozen_tensors() -> None:
+    net = Net(dynamic=False)
+    x = net(aten.linear.default, net.input(3), net.parameter(16, 3))
+    wide = net(aten.linear.default, x, net.parameter(40, 16))
+    rows = net(aten.linear.default, net(aten.logcumsumexp.default, wide, 1), net.parameter(3, 40))
+    with pytest.raises(BudgetError) as caught:
+        plan_pruning(analyse(net.program(rows)), Prune(ratio=0.9), block=1)
+    (note,) = caught.value.context
+    assert note.startswith("frozen as a whole are ")
+    assert "no rule for aten.logcumsumexp" in note
