@@ -57,6 +57,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     batch: int = 1,
     recipe: Any = None,
     progress: Progress | None = None,
+    trust: bool = False,
 ) -> Result:
     """Compress a trained model, lower it to ONNX, prove every step and measure the result.
 
@@ -84,6 +85,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         batch: samples per timed call.
         recipe: not built yet.
         progress: called with the name of every step as it begins.
+        trust: load a `.pt2` file without screening it; such a file can run code.
 
     Raises:
         InputError: an argument that cannot be, or a model in training mode.
@@ -93,6 +95,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         LoweringError: the program has no ONNX form.
         ProofError: a step does not compute what it must; nothing is returned.
         NotSupported: a mode that is not built.
+        UnsafeFile: the `.pt2` or `.fxc` file could run code.
     """
     start = time.perf_counter()
     refuse_unbuilt(recover, recipe)
@@ -113,7 +116,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     )
     journal = Journal(progress)
     with journal.step("capture"):
-        original = program_of(model, example_inputs, dynamic_shapes)
+        original = program_of(model, example_inputs, dynamic_shapes, trust=trust)
     made = compress(request, original, journal)
     candidates = _lowered(request, made, journal)
     proofs = (*made.proofs, *_proven(made, candidates, journal))

@@ -128,7 +128,7 @@ def refuse_unbuilt(recover: object, recipe: object) -> None:
         raise NotSupported("recipe= is not built", hint="built: prune=, quantize= and the other keywords")
 
 
-def program_of(model: Model, example_inputs: Any, dynamic_shapes: Any) -> Program:
+def program_of(model: Model, example_inputs: Any, dynamic_shapes: Any, *, trust: bool = False) -> Program:
     """Return the captured program of whatever the caller passed as the model; the model is left as it is.
 
     Raises:
@@ -136,7 +136,7 @@ def program_of(model: Model, example_inputs: Any, dynamic_shapes: Any) -> Progra
             for a program that was captured with its own.
     """
     if not isinstance(model, Program) and not _is_archive(model):
-        return capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
+        return capture(model, example_inputs, dynamic_shapes=dynamic_shapes, trust=trust)
     if example_inputs is not None or dynamic_shapes is not None:
         raise InputError(
             "a captured program has its own example inputs and dynamic shapes",

@@ -22,6 +22,9 @@ from fxcompress.plan.quantization import QuantizationPlan
 from fxcompress.report.report import Report
 from fxcompress.runtime.session import open_session
 
+FILES = ("model.onnx", "program.fxc", "plan.json", "report.json")
+"""What `Result.save` writes."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,6 +92,7 @@ class Result:
             InputError: the folder cannot be made or written; nothing half-written is left.
         """
         target = Path(folder)
+        check_folder(target)
         made = [parent for parent in (target, *target.parents) if not parent.exists()]
         try:
             target.mkdir(parents=True, exist_ok=True)
@@ -96,13 +100,12 @@ class Result:
                 self._write(Path(staging))
                 for name in sorted(os.listdir(staging)):
                     os.replace(Path(staging, name), target / name)
-        except OSError as error:
+        except BaseException as error:
             if made:
                 shutil.rmtree(made[-1], ignore_errors=True)
-            raise InputError(
-                f"cannot write to {target}: {error.strerror or error}",
-                hint="pass a folder that you may write to, or one that can be made",
-            ) from error
+            if isinstance(error, OSError):
+                raise _unwritable(target, error) from error
+            raise
 
     def _write(self, folder: Path) -> None:
         save_model(self.onnx, folder / "model.onnx")
@@ -110,3 +113,27 @@ class Result:
         (folder / "plan.json").write_text(json.dumps(self.plan.to_dict(), indent=1), encoding="utf-8")
         report = json.dumps(self.report.to_dict(), indent=1, allow_nan=False)
         (folder / "report.json").write_text(report, encoding="utf-8")
+
+
+def check_folder(folder: Path) -> None:
+    """Try whether `Result.save` can write to a folder, by writing to it or to what it would be made in.
+
+    Raises:
+        InputError: the folder cannot be made or written, or a folder has the name of a file to come.
+    """
+    blocked = [name for name in FILES if (folder / name).is_dir()]
+    if blocked:
+        raise InputError(f"{folder / blocked[0]} is a folder", hint=f"pass a folder without a {blocked[0]}")
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".saving-"):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write to {folder}: {error.strerror or error}",
+        hint="pass a folder that you may write to, or one that can be made",
+    )

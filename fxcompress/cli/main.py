@@ -11,7 +11,7 @@ from fxcompress.cli.console import emit, error_dict
 from fxcompress.cli.diff import diff
 from fxcompress.cli.inspect import inspect
 from fxcompress.cli.optimize import optimize
-from fxcompress.errors import CompressError
+from fxcompress.errors import CompressError, UnsafeFile
 from fxcompress.version import VERSION
 
 
@@ -23,6 +23,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CompressError as error:
+            if isinstance(error, UnsafeFile) and error.hint is not None:
+                error.hint = error.hint.replace("trust=True", "--trust")
             click.secho("error: ", fg="red", bold=True, err=True, nl=False)
             click.echo(str(error), err=True)
             if ctx.meta.get("fxcompress.json"):

@@ -11,10 +11,10 @@ from rich.console import Group
 from rich.text import Text
 
 from fxcompress.api import optimize as run_optimize
+from fxcompress.api.result import check_folder
 from fxcompress.cli import specs
 from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
-from fxcompress.errors import InputError
 from fxcompress.report import tables
 
 
@@ -78,6 +78,13 @@ from fxcompress.report import tables
     metavar="NAME",
     help="Name of an ONNX output; repeat in order.",
 )
+@click.option(
+    "--dynamic",
+    "dynamic",
+    multiple=True,
+    metavar="INPUT:DIM=NAME",
+    help="Dimension of an input that varies beside the batch, such as input_ids:1=sequence; repeat for more.",
+)
 @batch_option
 @threads_option
 @trust_option
@@ -96,6 +103,7 @@ def optimize(
     opset: int | None,
     input_names: tuple[str, ...],
     output_names: tuple[str, ...],
+    dynamic: tuple[str, ...],
     batch: int,
     threads: int,
     trust: bool,
@@ -113,8 +121,10 @@ def optimize(
       fxcompress optimize mymodels.net:build -o out --prune 0.5
       fxcompress optimize mymodels.net:build -o out --prune 0.5 --quantize int8 \\
           --calibration images.npz --evaluate mymodels.score:accuracy
+      fxcompress optimize mymodels.text:embedder -o out \\
+          --dynamic input_ids:1=sequence --dynamic attention_mask:1=sequence
     """
-    _check_folder(output)
+    check_folder(output)  # at once, not after minutes of work
     with Steps() as step, contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
         step("load")
         given = specs.given_model(model, trust=trust)
@@ -129,6 +139,7 @@ def optimize(
             max_drop=max_drop,
             objective=objective,
             target=target,
+            dynamic_shapes=specs.dynamic_shapes(dynamic),
             opset=opset,
             input_names=list(input_names) or None,
             output_names=list(output_names) or None,
@@ -142,9 +153,3 @@ def optimize(
         emit(result.report.to_dict())
     else:
         show(Group(tables.overview(result.report), Text(f"wrote {output}")))
-
-
-def _check_folder(output: Path) -> None:
-    """Refuse at once what would fail after minutes of work."""
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file, not a folder", hint="pass -o a folder to create or to fill")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import traceback
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,16 @@ from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 
 PROGRAM_SUFFIXES = (".fxc", ".pt2")
+_WEIGHTS = "it holds weights or pickled objects, not a graph"
+_NO_MODELS = {
+    ".onnx": "ONNX is what comes out; what goes in is the PyTorch model",
+    ".pt": _WEIGHTS,
+    ".pth": _WEIGHTS,
+    ".safetensors": _WEIGHTS,
+}
+"""Files that people may take for a model, and why they are none here."""
+
+_DIMENSION = re.compile(r"(?P<input>[^:=]+):(?P<dim>-?\d+)=(?P<symbol>[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,12 @@ def given_model(spec: str, *, trust: bool) -> Given:
     """
     if is_program_file(spec):
         return Given(program_file(Path(spec), trust=trust))
+    if Path(spec).suffix.lower() in _NO_MODELS:
+        raise InputError(
+            f"{spec} cannot be compressed: {_NO_MODELS[Path(spec).suffix.lower()]}",
+            hint="pass a .pt2 file (torch.export.save), a .fxc file, or package.module:callable returning "
+            "the PyTorch model",
+        )
     found = call(function(spec, "MODEL"), spec)
     if isinstance(found, tuple):
         if len(found) != 2:
@@ -49,6 +66,24 @@ def given_model(spec: str, *, trust: bool) -> Given:
             )
         return Given(*found)
     return Given(found)
+
+
+def dynamic_shapes(items: Sequence[str]) -> dict[str, dict[int, str]] | None:
+    """The dynamic dimensions that `input_ids:1=sequence` and its like name; None for none.
+
+    Raises:
+        click.BadParameter: an item of another form, or two for one dimension.
+    """
+    shapes: dict[str, dict[int, str]] = {}
+    for item in items:
+        match = _DIMENSION.fullmatch(item)
+        if match is None:
+            raise click.BadParameter(f"{item!r} is not INPUT:DIM=NAME", param_hint="--dynamic")
+        dims = shapes.setdefault(match["input"], {})
+        if int(match["dim"]) in dims:
+            raise click.BadParameter(f"{item!r} names a dimension again", param_hint="--dynamic")
+        dims[int(match["dim"])] = match["symbol"]
+    return shapes or None
 
 
 def is_program_file(spec: str) -> bool:

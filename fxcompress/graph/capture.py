@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +163,8 @@ def _load(path: Path, trust: bool) -> ExportedProgram:
     if not trust:
         screen_pt2(path)
     try:
-        return torch.export.load(path)
+        with _without_log():  # torch logs the traceback of what it raises
+            return torch.export.load(path)
     except CompressError:
         raise
     except Exception as error:
@@ -168,6 +172,16 @@ def _load(path: Path, trust: bool) -> ExportedProgram:
             f"{path.name} is not a .pt2 file that this torch can read: {tracing.first_line(error)}",
             hint="write it with torch.export.save(torch.export.export(model, args), path)",
         ) from error
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _keywords(model: nn.Module, example: Example) -> Example:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from fxcompress.cli.main import main
 from fxcompress.graph.capture import capture
+from fxcompress.runtime.session import open_session
 from tests.report.test_contents import onnx_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +33,22 @@ def build():
         nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     ).eval(), torch.randn(2, 3, 16, 16)
+
+class Embedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.encoder = nn.Embedding(50, 16), nn.Linear(16, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, input_ids, attention_mask):
+        x = self.table(input_ids)
+        x = self.encoder(x + self.attention(x, x, x, need_weights=False)[0])
+        weights = attention_mask.unsqueeze(-1).to(x.dtype)
+        return (x * weights).sum(1) / weights.sum(1)
+
+def embedder():
+    ids = torch.arange(12).reshape(2, 6)
+    return Embedder().eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 def score(f):
     return float(f(torch.ones(3, 3, 16, 16)).shape[0])
@@ -180,6 +198,51 @@ def test_typed_errors_are_one_without_a_traceback(folder: Path, tmp_path: Path) 
         told = json.loads(invoke(*args, "--json").stdout)["error"]
         assert told["message"], args
         assert told["kind"].endswith(("Error", "File", "Supported")), args
+
+
+def test_dynamic_dimensions_reach_the_onnx_file(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    dynamic = ["--dynamic", "input_ids:1=sequence", "--dynamic", "attention_mask:1=sequence"]
+    result = invoke("optimize", "cli_net:embedder", "-o", tmp_path / "out", *dynamic)
+    assert result.exit_code == 0, result.output
+    session = open_session(str(tmp_path / "out" / "model.onnx"))
+    assert {value.name: value.shape for value in session.get_inputs()} == {
+        "input_ids": ["batch", "sequence"],
+        "attention_mask": ["batch", "sequence"],
+    }
+    wrong = invoke("optimize", "cli_net:embedder", "-o", tmp_path / "out", "--dynamic", "ids:1=sequence")
+    assert wrong.exit_code == 1
+    assert "the inputs are input_ids, attention_mask" in wrong.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "model.onnx").mkdir(parents=True)
+    for out in (Path("/proc/nope/x"), tmp_path / "out"):
+        result = invoke("optimize", "nowhere_at_all:f", "-o", out)
+        assert result.exit_code == 1
+        assert str(out) in result.stderr
+        assert "nowhere_at_all" not in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx"]
+
+
+def test_what_trust_is_called_here_and_that_torch_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "junk.pt2").write_bytes(b"junk")
+    junk = [sys.executable, "-m", "fxcompress.cli", "inspect", str(tmp_path / "junk.pt2"), "--trust"]
+    done = subprocess.run(
+        junk, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "net.pt2")
+    with zipfile.ZipFile(tmp_path / "net.pt2", "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{root}/data/aotinductor/model/code.so", b"code")
+    told = invoke("inspect", tmp_path / "net.pt2")
+    assert told.exit_code == 1
+    assert "with --trust" in told.stderr
+    assert "trust=True" not in told.stderr
 
 
 def test_optimize_in_a_real_process(folder: Path, tmp_path: Path) -> None:

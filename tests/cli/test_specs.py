@@ -84,10 +84,29 @@ def test_an_error_in_the_users_code_names_the_line(users_folder) -> None:
     assert caught.value.source == 'users_module.py:15: raise RuntimeError("no weights here")'
 
 
-@pytest.mark.parametrize("spec", ["model", "model.onnx", ":f", "m:"])
+@pytest.mark.parametrize("spec", ["model", ":f", "m:"])
 def test_a_spec_of_no_known_form_is_wrong_usage(spec: str) -> None:
     with pytest.raises(click.BadParameter):
         specs.given_model(spec, trust=False)
+
+
+@pytest.mark.parametrize("spec", ["model.onnx", "weights.pth", "weights.safetensors"])
+def test_a_file_that_holds_no_model_is_told_so(spec: str) -> None:
+    with pytest.raises(InputError, match="cannot be compressed") as caught:
+        specs.given_model(spec, trust=False)
+    assert ".pt2" in (caught.value.hint or "")
+
+
+def test_dynamic_dimensions_are_gathered_by_input() -> None:
+    found = specs.dynamic_shapes(["ids:1=sequence", "ids:-2=batch", "mask:1=sequence"])
+    assert found == {"ids": {1: "sequence", -2: "batch"}, "mask": {1: "sequence"}}
+    assert specs.dynamic_shapes([]) is None
+
+
+@pytest.mark.parametrize("items", [["ids"], ["ids:1"], ["ids:x=s"], [":1=s"], ["ids:1="], ["a:1=s", "a:1=t"]])
+def test_a_dynamic_dimension_of_another_form_is_wrong_usage(items: list[str]) -> None:
+    with pytest.raises(click.BadParameter):
+        specs.dynamic_shapes(items)
 
 
 def test_npz_becomes_batches_by_input_name_and_can_be_read_twice(tmp_path) -> None:
