@@ -196,6 +196,16 @@ def test_pt2_with_a_payload_is_refused_and_does_not_run(net: nn.Module, tmp_path
     assert not mark.exists()
 
 
+def test_optimize_passes_trust_on(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (images(),)), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/data/more.so", b"code")
+    with pytest.raises(UnsafeFile, match="more.so"):
+        fxcompress.optimize(path)
+    assert fxcompress.optimize(path, trust=True).report.proofs
+
+
 def test_fxc_with_a_payload_is_refused_and_does_not_run(net: nn.Module, tmp_path: Path, mark: Path) -> None:
     path = tmp_path / "net.fxc"
     fxcompress.capture(net, images()).save(path)
