@@ -6,7 +6,8 @@ every normalisation and reduction over a removed axis computed on the kept posit
 then give the same outputs to 1e-9 relative.
 
 Deep networks hardly depend on their input, and a comparison of outputs would then accept almost anything. So
-what is compared is the *difference* between the outputs for two inputs, beside the outputs themselves.
+what is compared is the *difference* between the outputs for two inputs, beside the outputs themselves. Other
+inputs are tried until the outputs move.
 Entries that are one constant everywhere (a logit masked with -1e38) do not count: measured against them,
 every fault would be small.
 
@@ -38,6 +39,9 @@ from fxcompress.plan.pruning import PruningPlan
 TOLERANCE = 1e-9
 """Largest relative difference: float64 keeps about 1e-16, and depth amplifies it by far less than 1e7."""
 
+_ROWS = 2
+"""Dimensions of a tensor that has rows whose entries can change places."""
+
 
 @dataclass(frozen=True)
 class MaskedEquivalence:
@@ -46,7 +50,8 @@ class MaskedEquivalence:
     Args:
         output_error: largest difference of an output, relative to the largest output.
         difference_error: largest difference in how outputs answer a change of input, relative to that answer.
-        response: how much the outputs moved between the two inputs, relative to their size. When it is zero,
+        response: how much the outputs moved between the two inputs, relative to their size (for integers, the
+            share of them that changed). It is zero when none of the other inputs that were tried moved them:
             the model ignores its input, and the comparison of differences says nothing.
     """
 
@@ -64,7 +69,7 @@ def masked_equivalence(
         before: the program the plan was made for.
         after: the pruned program.
         plan: what was removed.
-        seed: of the second input.
+        seed: of the other inputs.
 
     Raises:
         ProofError: an output differs by more than 1e-9 relative, is NaN, or has another shape.
@@ -72,30 +77,83 @@ def masked_equivalence(
     reference, pruned = before.to(torch.float64).eval(), after.to(torch.float64).eval()
     masked = MaskedExecutor(reference, plan)
     inputs = reference.flat_example()
-    answers = []
-    for tensors in (inputs, vary(inputs, seed)):
-        with torch.no_grad():
-            answers.append((masked.run_flat(tensors), run_flat(pruned, tensors)))
-    outputs = [_Output(*wanted, *found) for wanted, found in _by_output(answers)]
+    with torch.no_grad():
+        wanted = masked.run_flat(inputs)
+        others, other_wanted = _moving(masked, inputs, wanted, seed)
+        answers = [(wanted, run_flat(pruned, inputs)), (other_wanted, run_flat(pruned, others))]
+    outputs = [_Output(*pair, *found) for pair, found in _by_output(answers)]
     return _compare(outputs, before.signature.outputs)
 
 
-def vary(inputs: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Other inputs of the same kind: noise of the same scale added to floats; rows of the others change
-    places.
+def _moving(
+    masked: MaskedExecutor, inputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], seed: int
+) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    """The first other inputs that move the outputs, and those outputs; the inputs themselves if none do.
 
-    Whole rows move, so that token ids stay with their masks and every column keeps its range.
+    Inputs that the original refuses (an index past its table) or answers with NaN are left out.
+    """
+    for others in variations(inputs, seed):
+        try:
+            answer = masked.run_flat(others)
+        except (IndexError, RuntimeError):
+            continue
+        moved = any(not torch.equal(one, other) for one, other in zip(wanted, answer, strict=True))
+        if moved and not any(bool(value.isnan().any()) for value in answer):
+            return others, answer
+    return inputs, wanted
+
+
+def variations(inputs: Sequence[torch.Tensor], seed: int) -> Iterator[list[torch.Tensor]]:
+    """Other inputs of the same kind, the most faithful first; only such as really differ.
+
+    Floats get noise of their own scale. Of the others whole rows change places, so that token ids stay with
+    their masks and every column keeps its range. Where this changes nothing (one row, or one repeated), the
+    entries of each row are shuffled, then drawn anew among the values seen, and at last flags (only zeros and
+    ones, which may be a mask) are drawn too.
     """
     generator = torch.Generator().manual_seed(seed)
-    varied = []
-    for tensor in inputs:
-        if tensor.is_floating_point() and tensor.numel():
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            scale = tensor.double().std() if tensor.numel() > 1 else torch.tensor(1.0)
-            varied.append((tensor.double() + noise * (scale + 1e-3)).to(tensor.dtype))
-        else:
-            varied.append(tensor.roll(1, 0) if tensor.dim() else tensor)
-    return varied
+    for change in (_rolled, _shuffled, _redrawn, _flipped):
+        varied = [
+            _noisy(tensor, generator) if tensor.is_floating_point() else change(tensor, generator)
+            for tensor in inputs
+        ]
+        if any(not torch.equal(one, other) for one, other in zip(inputs, varied, strict=True)):
+            yield varied
+
+
+def _noisy(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    finite = tensor.double()[tensor.isfinite()]
+    scale = finite.std() if finite.numel() > 1 else torch.tensor(1.0)
+    return (tensor.double() + noise * (scale + 1e-3)).to(tensor.dtype)
+
+
+def _rolled(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG001 - as its siblings
+    return tensor.roll(1, 0) if tensor.dim() else tensor
+
+
+def _shuffled(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if tensor.dim() < _ROWS or _is_flags(tensor):
+        return tensor
+    return tensor.gather(-1, torch.rand(tensor.shape, generator=generator).argsort(-1))
+
+
+def _redrawn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if not tensor.dim() or _is_flags(tensor):
+        return tensor
+    seen = sorted(set(tensor.flatten().tolist()))
+    values = torch.tensor(seen if len(seen) > 1 else [0, *seen], dtype=tensor.dtype)
+    return values.take(torch.randint(len(values), tensor.shape, generator=generator))
+
+
+def _flipped(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if not tensor.dim() or not _is_flags(tensor):
+        return _redrawn(tensor, generator)
+    return torch.randint(2, tensor.shape, generator=generator).to(tensor.dtype)
+
+
+def _is_flags(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all())
 
 
 Answers: TypeAlias = Sequence[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]
@@ -155,6 +213,8 @@ def _compare(outputs: Sequence[_Output], names: Sequence[str]) -> MaskedEquivale
     for name, output in zip(names, outputs, strict=True):
         output.check_kind(name)
         if not output.inexact:
+            changed = (output.wanted != output.other_wanted).double()
+            response = max(response, float(changed.mean()) if changed.numel() else 0.0)
             continue
         live = output.moving()
         size = _peak(live.wanted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxcompress.analysis.groups import analyse
 from fxcompress.axes.expression import Axis, Concat, Dim, find
@@ -16,12 +16,13 @@ from fxcompress.axes.positions import Indices
 from fxcompress.axes.positions import kept as kept_positions
 from fxcompress.errors import ProofError
 from fxcompress.graph import edit, walk
+from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes import prune_channels
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan import pruning
 from fxcompress.plan.pruning import PruningPlan, make_plan
-from fxcompress.proof.masked import masked_equivalence, vary
+from fxcompress.proof.masked import masked_equivalence, variations
 from tests.ops.building import Net, aten
 
 
@@ -258,8 +259,8 @@ def test_a_program_in_training_mode_is_proven_in_evaluation() -> None:
 def test_other_inputs_are_of_the_same_kind() -> None:
     ids = torch.tensor([[5, 0], [7, 1], [9, 0]])
     mask = torch.tensor([True, False, False])
-    noise, rows, flags, scalar, empty = vary(
-        [torch.ones(3, 2), ids, mask, torch.tensor(4), torch.zeros(0, 2)], seed=0
+    noise, rows, flags, scalar, empty = next(
+        variations([torch.ones(3, 2), ids, mask, torch.tensor(4), torch.zeros(0, 2)], seed=0)
     )
     assert noise.dtype == torch.float32
     assert (noise != 1).any()
@@ -267,3 +268,66 @@ def test_other_inputs_are_of_the_same_kind() -> None:
     assert flags.tolist() == [False, True, False]
     assert scalar.item() == 4
     assert empty.shape == (0, 2)
+
+
+def test_a_row_of_tokens_that_is_repeated_gives_other_rows() -> None:
+    """Once vacuous: rows of a batch that repeats one row changed places, and nothing had changed."""
+    ids = torch.tensor([[5, 9, 7, 2]]).repeat(2, 1)
+    mask = torch.tensor([[1, 1, 1, 0]]).repeat(2, 1)
+    shuffled, redrawn, flipped = variations([ids, mask], seed=0)
+    assert not torch.equal(shuffled[0], ids)
+    assert shuffled[0].sort(-1).values.tolist() == ids.sort(-1).values.tolist()
+    assert set(redrawn[0].unique().tolist()) <= {2, 5, 7, 9}
+    assert torch.equal(shuffled[1], mask), "a mask goes with its row; holes in it are the last resort"
+    assert torch.equal(redrawn[1], mask)
+    assert not torch.equal(flipped[1], mask)
+    assert [[varied.tolist() for varied in inputs] for inputs in variations([ids, mask], seed=0)] == [
+        [varied.tolist() for varied in inputs] for inputs in (shuffled, redrawn, flipped)
+    ]
+    (alone,) = variations([torch.zeros(1, 9, dtype=torch.int64)], seed=0)
+    assert set(alone[0].unique().tolist()) == {0, 1}
+
+
+class _Tokens(nn.Module):
+    """An embedding, averaged over tokens or not, between two linears."""
+
+    def __init__(self, order: bool, weight: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.order, self.weight = nn.Embedding(12, 16), order, weight
+        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids) * self.weight
+        return self.second(torch.tanh(self.first(x if self.order else x.mean(1))))
+
+
+@pytest.mark.parametrize(
+    ("order", "weight", "moves"), [(True, 1.0, True), (False, 1.0, True), (False, 0.0, False)]
+)
+def test_outputs_move_for_one_row_of_tokens(order: bool, weight: float, moves: bool) -> None:
+    """Shuffled tokens move them, drawn ones where their order does not count; some models ignore them."""
+    program = capture(_Tokens(order, weight).eval(), torch.tensor([[3, 8, 1, 5]]))
+    pruned = prune(program, {"first.weight[0]": tuple(range(0, 32, 2))})
+    response = masked_equivalence(program, pruned.result, pruned.plan).response
+    assert (response > 1e-3) if moves else (response == 0.0)
+
+
+def test_inputs_that_the_model_refuses_or_answers_with_nan_are_not_taken() -> None:
+    """The one token that the table has cannot be varied; the logarithm of noise is NaN."""
+
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.first, self.second = nn.Embedding(1, 4), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, ids: Tensor, scale: Tensor) -> Tensor:
+            return self.second(self.first(self.table(ids))) + torch.log(scale)
+
+    for ids, scale in (
+        (torch.zeros(2, 3), torch.ones(2, 3, 1)),
+        (torch.zeros(2, 3), torch.full((2, 3, 1), 1e-9)),
+    ):
+        program = capture(Narrow().eval(), (ids.long(), scale))
+        pruned = prune(program, {"first.weight[0]": (0, 3, 5)})
+        masked_equivalence(program, pruned.result, pruned.plan)
