@@ -13,6 +13,9 @@ from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.api.request import Request
+from fxcompress.errors import NotSupported
+from fxcompress.graph import walk
+from fxcompress.graph.agreement import random_nodes
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
@@ -54,6 +57,7 @@ class Compressed:
 
 def compress(request: Request, original: Program, journal: Journal) -> Compressed:
     """Prune, fold and quantize as the request asks; the original stays as it is."""
+    refuse_random(original)
     with journal.step("analyse"):
         analysis = analyse(original)
     trainable, pruning = original, None
@@ -82,12 +86,29 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     )
 
 
+def refuse_random(program: Program) -> None:
+    """Refuse a program that draws random numbers, naming the first operator that does.
+
+    Raises:
+        NotSupported: two runs of the program may differ, so that nothing about it can be proven.
+    """
+    for node in random_nodes(program):
+        raise NotSupported(
+            f"{node.name} draws random numbers: two runs of the model differ, and no proof can compare them",
+            hint="make forward deterministic in evaluation mode: pass the noise as an input, or leave it out",
+            node=node.format_node(),
+            source=walk.source(node),
+        )
+
+
 def _masked(original: Program, pruned: Program, plan: PruningPlan) -> Proof:
     found = masked_equivalence(original, pruned, plan)
     error = max(found.output_error, found.difference_error)
-    detail = (
-        f"float64, against the original with channels switched off; outputs moved by {found.response:.2g}"
-    )
+    detail = "float64, against the original with channels switched off; "
+    if found.response > 0.0:
+        detail += f"outputs moved by {found.response:.2g}"
+    else:
+        detail += "no other input that was tried moved the outputs: compared on the example alone"
     return Proof("masked-equivalence", error, TOLERANCE, detail)
 
 

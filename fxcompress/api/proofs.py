@@ -6,7 +6,7 @@ from fxcompress.api.candidates import Candidate
 from fxcompress.api.compress import Compressed, leading
 from fxcompress.graph.program import Program
 from fxcompress.proof.integer import integer_bound
-from fxcompress.proof.parity import float_parity
+from fxcompress.proof.parity import parity_at_sizes
 from fxcompress.report.report import Proof
 
 PROOF_SAMPLES = 2
@@ -14,7 +14,7 @@ PROOF_SAMPLES = 2
 
 
 def prove_float(made: Compressed, item: Candidate) -> Proof:
-    """Prove a float model against the program *before* folding, on the example: folding and lowering at once.
+    """Prove a float model against the program *before* folding: folding and lowering at once.
 
     Raises:
         ProofError: the session is further away than rounding explains.
@@ -28,8 +28,11 @@ def prove_original(made: Compressed, item: Candidate) -> Proof:
 
 
 def _parity(program: Program, item: Candidate, state: str) -> Proof:
-    found = float_parity(program, item.model, program.flat_example())
-    detail = f"session against program {state}; the bound is 8 times the rounding of {found.output!r}"
+    found = parity_at_sizes(program, item.model)
+    sizes = "at two sizes" if any(program.signature.dynamic.values()) else "on the example"
+    detail = (
+        f"session against program {state}, {sizes}; the bound is 8 times the rounding of {found.output!r}"
+    )
     return Proof("float-parity", found.error, found.bound, detail)
 
 
@@ -38,7 +41,8 @@ def prove_integers(made: Compressed, item: Candidate) -> Proof:
     inputs = leading(made.original, made.samples[0], PROOF_SAMPLES)
     found = integer_bound(made.deployed, item.program, item.model, inputs)
     detail = (
-        f"session against program at {found.output!r}, the bound is half of the quantization error; "
+        f"session against program at {found.output!r}; the bound is half of the quantization error and twice "
+        f"what single steps make of the unoptimised session; "
         f"{found.off_by_one:.2%} of the integers at {found.quantizers} quantizations are off, by one step"
     )
     return Proof("integer-bound", found.error, found.bound, detail)

@@ -14,7 +14,9 @@ does. A program that casts to a narrower type on its way is held to that type: t
 by nothing may fall to either side of a rounding in float16, so 64 eps becomes 4 times the eps of the
 narrowest type.
 
-Integer and boolean outputs must be equal; infinities and NaN must be in the same places.
+Integer and boolean outputs must be equal, and infinities in the same places. A program that gives NaN is
+refused: nothing can be said about it. With dynamic sizes both are compared at the example's and at another
+size, so that a size that was baked into the file is seen.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from fxcompress.errors import ProofError
 from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.program import Program
+from fxcompress.lowering.acceptance import example_feeds
 from fxcompress.proof.exposure import inner_values, outputs_of
 
 ROOM = 8.0
@@ -50,6 +53,30 @@ class Parity:
     output: str
 
 
+def parity_at_sizes(program: Program, model: onnx.ModelProto) -> Parity:
+    """Prove parity on the program's example and, where dimensions are dynamic, with each of them one larger.
+
+    Returns:
+        The output that comes closest to its bound, at either size.
+
+    Raises:
+        ProofError: as `float_parity`, at either size.
+        SessionError: the model does not load or does not take one of the sizes.
+    """
+    names = program.signature.inputs
+    judged = []
+    for place, feeds in enumerate(example_feeds(program, names)):
+        inputs = [torch.from_numpy(feeds[name]) for name in names]
+        try:
+            judged.append(float_parity(program, model, inputs))
+        except ProofError as error:
+            shapes = ", ".join(f"{name}{list(feeds[name].shape)}" for name in names)
+            raise error.note(
+                f"with inputs {shapes}" + (", larger than the example" if place else "")
+            ) from None
+    return max(judged, key=_closeness)
+
+
 def float_parity(program: Program, model: onnx.ModelProto, inputs: Sequence[torch.Tensor]) -> Parity:
     """Prove that the optimising session computes what the program computes.
 
@@ -59,12 +86,14 @@ def float_parity(program: Program, model: onnx.ModelProto, inputs: Sequence[torc
         inputs: flat inputs, in the order of `program.signature.inputs`.
 
     Raises:
-        ProofError: an output is further away than rounding explains; names the first operator that is.
+        ProofError: an output is further away than rounding explains; names the first operator that is. Or the
+            program itself gives NaN; names the first operator that makes one.
         SessionError: the model does not load or does not take the inputs.
     """
+    single = [_array(tensor) for tensor in run_flat(program, inputs)]
+    _refuse_nan(program, single, inputs)
     results = outputs_of(model, inputs, optimize=True)
     exact = program.to(torch.float64)
-    single = [_array(tensor) for tensor in run_flat(program, inputs)]
     double = [_array(tensor) for tensor in run_flat(exact, [_double(tensor) for tensor in inputs])]
     if not len(results) == len(single) == len(program.signature.outputs):
         raise ProofError(f"the session has {len(results)} outputs and the program {len(single)}")
@@ -84,6 +113,38 @@ def float_parity(program: Program, model: onnx.ModelProto, inputs: Sequence[torc
             hint="the first operator that differs is shown" if node is not None else None,
         )
     return worst
+
+
+def _refuse_nan(program: Program, outputs: Sequence[NDArray[Any]], inputs: Sequence[torch.Tensor]) -> None:
+    """Raise ProofError where the program's own outputs hold NaN."""
+    for name, output in zip(program.signature.outputs, outputs, strict=True):
+        if not (np.issubdtype(output.dtype, np.floating) and np.isnan(output).any()):
+            continue
+        finder = _NanFinder(program)
+        with torch.no_grad():
+            finder.run_flat(list(inputs))
+        node = finder.first
+        raise ProofError(
+            f"the model itself gives NaN in {np.isnan(output).mean():.0%} of output {name!r} on the example",
+            node=node.format_node() if node is not None else None,
+            source=walk.source(node) if node is not None else None,
+            hint="pass example inputs for which the model gives numbers, or mend the operator shown, "
+            "the first to make NaN",
+        )
+
+
+class _NanFinder(Executor):
+    """Remembers the first node whose value holds NaN."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.first: fx.Node | None = None
+
+    def after(self, node: fx.Node, value: Any) -> Any:
+        """Look for NaN."""
+        if self.first is None and isinstance(value, torch.Tensor) and bool(value.isnan().any()):
+            self.first = node
+        return value
 
 
 def _floor(program: Program) -> float:
@@ -106,7 +167,7 @@ def _judge(
     if not np.issubdtype(result.dtype, np.floating):
         return Parity(0.0 if np.array_equal(result, single) else float("inf"), 0.0, name)
     finite = np.isfinite(single)
-    if not np.array_equal(result[~finite], single[~finite].astype(result.dtype), equal_nan=True):
+    if not np.array_equal(result[~finite], single[~finite].astype(result.dtype)):
         return Parity(float("inf"), 0.0, name)
     if not finite.any():
         return Parity(0.0, 0.0, name)

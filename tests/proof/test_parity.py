@@ -11,7 +11,7 @@ from torch import nn
 from fxcompress.errors import ProofError
 from fxcompress.graph.capture import capture
 from fxcompress.lowering.lower import lower
-from fxcompress.proof.parity import FLOOR, float_parity
+from fxcompress.proof.parity import FLOOR, float_parity, parity_at_sizes
 from tests.architectures.programs import captured
 from tests.proof.artefacts import inputs, plain, with_edge, with_own_tensor, with_tensor
 
@@ -85,16 +85,52 @@ class Logarithm(nn.Module):
         return torch.log(x)
 
 
-def test_infinities_and_undefined_values_must_be_in_the_same_places() -> None:
+def test_infinities_must_be_in_the_same_places() -> None:
     program = capture(Logarithm(), torch.ones(2, 3))
     model = lower(program)
-    x = torch.tensor([[0.0, -1.0, 2.0], [1.0, 4.0, float("inf")]])
+    nothing = float_parity(program, model, [torch.zeros(2, 3)])
+    assert (nothing.error, nothing.bound) == (0.0, 0.0), "all masked with -inf, and right"
+    x = torch.tensor([[0.0, 0.5, 2.0], [1.0, 4.0, float("inf")]])
     assert np.isfinite(float_parity(program, model, [x]).error)
     broken = onnx.ModelProto()
     broken.CopyFrom(model)
     broken.graph.node[0].op_type = "Abs"
     with pytest.raises(ProofError):
         float_parity(program, broken, [x])
+
+
+@pytest.mark.parametrize("x", [torch.full((2, 3), -1.0), torch.tensor([[1.0, 2.0, -3.0]])])
+def test_a_program_that_gives_nan_is_refused_and_its_operator_named(x: torch.Tensor) -> None:
+    """Once, nothing finite meant nothing to compare, and a model of NaN alone passed."""
+    program = capture(Logarithm(), torch.ones(2, 3))
+    with pytest.raises(ProofError, match="itself gives NaN") as caught:
+        float_parity(program, lower(program), [x])
+    assert caught.value.node is not None
+    assert "aten.log" in caught.value.node
+    assert caught.value.source is not None
+    assert "torch.log(x)" in caught.value.source
+
+
+class _Centred(nn.Module):
+    """Subtracts the mean over the batch, by its size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.sum(0, keepdim=True) / x.shape[0]
+
+
+def test_a_size_that_is_baked_into_the_file_is_caught() -> None:
+    """Right at the example's batch of two, and wrong at any other."""
+    program = capture(_Centred(), torch.randn(2, 5))
+    model = lower(program)
+    assert parity_at_sizes(program, model).error < 1e-6
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    division = next(node for node in broken.graph.node if node.op_type == "Div")
+    division.input[1] = "baked"
+    broken.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(2.0, np.float32), "baked"))
+    float_parity(program, broken, program.flat_example())
+    with pytest.raises(ProofError, match=r"x\[3, 5\], larger than the example"):
+        parity_at_sizes(program, broken)
 
 
 def test_the_bound_follows_the_networks_own_rounding() -> None:
