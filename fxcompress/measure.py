@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -22,6 +21,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph.execute import run_flat
 from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
+from fxcompress.lowering.acceptance import to_feeds
 from fxcompress.runtime.session import open_session, run
 
 Runner = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -42,7 +42,8 @@ class Outputs(dict[str, Any]):
 class Difference:
     """How far outputs are apart: the largest and the mean absolute difference over all elements.
 
-    ``relative`` is the norm of the difference over the norm of the expected outputs.
+    ``relative`` is the norm of the difference over the norm of the expected outputs. Equal values that are
+    not finite (a logit masked with -inf) do not count; where only one is NaN or infinite, all are infinite.
     """
 
     largest: float
@@ -65,15 +66,10 @@ def session_runner(model: onnx.ModelProto | bytes, threads: int = 1) -> Runner:
     names = [value.name for value in session.get_inputs()]
 
     def runner(inputs: Sequence[Tensor]) -> list[Tensor]:
-        feeds = {name: as_array(value) for name, value in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(np.asarray(value)) for value in run(session, feeds).values()]
+        results = run(session, to_feeds(names, inputs))
+        return [torch.from_numpy(np.asarray(value)) for value in results.values()]
 
     return runner
-
-
-def as_array(tensor: Tensor) -> NDArray[Any]:
-    """Return a tensor's values as a contiguous numpy array."""
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
 def as_model(program: Program, runner: Runner) -> ModelCall:
@@ -145,12 +141,16 @@ class _Sums:
         for left, right in zip(expected, found, strict=True):
             if not left.is_floating_point() or not left.numel():
                 continue
-            wide = left.double()
-            gap = (right.double() - wide).abs()
+            wide, other = left.double(), right.double()
+            finite = wide.isfinite() & other.isfinite()
+            same = (wide == other) | (wide.isnan() & other.isnan())
+            gap = (other - wide).abs().where(finite, math.inf)[finite | ~same]
+            if not gap.numel():
+                continue
             self.largest = max(self.largest, float(gap.max()))
             self.absolute += float(gap.sum())
             self.square += float(gap.square().sum())
-            self.reference += float(wide.square().sum())
+            self.reference += float(wide[wide.isfinite()].square().sum())
             self.count += gap.numel()
 
     def difference(self) -> Difference:
@@ -200,7 +200,11 @@ def _static_batch(program: Program) -> int | None:
 
 
 def _in_pieces(runner: Runner, flat: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Run a model with a static batch on any number of samples."""
+    """Run a model with a static batch on any number of samples.
+
+    Raises:
+        InputError: an output is a single number, which pieces cannot be put together to.
+    """
     total = flat[0].shape[0]
     if total == size or total == 0 or any(value.dim() == 0 or value.shape[0] != total for value in flat):
         return runner(flat)
@@ -208,4 +212,9 @@ def _in_pieces(runner: Runner, flat: Sequence[Tensor], size: int) -> list[Tensor
     for start in range(0, total, size):
         index = torch.arange(start, start + size).clamp(max=total - 1)
         pieces.append(runner([value.index_select(0, index) for value in flat]))
+        if any(value.dim() == 0 for value in pieces[-1]):
+            raise InputError(
+                f"the model returns one number for its fixed batch of {size}, and was called with {total}",
+                hint=f"call it with batches of {size} in evaluate, or capture it with a dynamic batch",
+            )
     return [torch.cat(parts)[:total] for parts in zip(*pieces, strict=True)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress
-from fxcompress.api import compress, flow, proofs
+from fxcompress.api import compress, findings, flow, proofs
 from fxcompress.api.compress import SAMPLES
 from fxcompress.api.request import program_of
 from fxcompress.errors import BudgetError, CompressError, InputError, NotSupported, ProofError
@@ -22,6 +22,7 @@ from fxcompress.graph.edit import set_tensor
 from fxcompress.graph.program import Program
 from fxcompress.passes.contract import Outcome
 from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.runtime.session import SessionError
 from fxcompress.runtime.timing import Comparison
 from tests.architectures.randomise import randomise
 
@@ -256,6 +257,64 @@ def test_the_original_is_handed_out_when_all_else_is_slower(monkeypatch: pytest.
     assert any("batch_norm" in str(node.target) for node in result.program.graph.nodes)
     assert [proof.name for proof in result.report.proofs] == ["float-parity", "float-parity"]
     assert "as captured" in result.report.proofs[-1].detail
+
+
+def test_int8_that_was_asked_for_and_is_not_handed_out_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def invented(request: object, original: object, candidates: Any) -> Comparison:
+        return Comparison(
+            {item.name: (0.3 if item.name == "int8" else 0.2,) * 30 for item in candidates}, {}, 1
+        )
+
+    monkeypatch.setattr(flow, "time_all", invented)
+    report = fxcompress.optimize(small(), quantize="int8", calibration=[torch.randn(16, 8)]).report
+    assert "int8 was asked for, and the float model is handed out; int8: 1.50 times the latency of float" in (
+        report.notes
+    )
+
+
+def test_a_memory_probe_that_fails_costs_only_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> int:
+        raise SessionError("the memory probe did not finish in 120 s")
+
+    monkeypatch.setattr(findings, "peak_memory", failing)
+    report = fxcompress.optimize(small()).report
+    assert report.before.peak_memory is None
+    assert report.after.peak_memory is None
+    assert any("memory" in note and "did not finish" in note for note in report.notes)
+
+
+class Noisy(nn.Module):
+    """Adds noise to what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x + torch.randn_like(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"prune": 0.5}])
+def test_a_model_that_draws_random_numbers_is_refused(options: dict[str, Any]) -> None:
+    """Once a parity that failed at random, and "a fault in fxcompress" when pruning."""
+    with pytest.raises(NotSupported, match="draws random numbers") as caught:
+        fxcompress.optimize(Noisy().eval(), torch.randn(2, 8), **options)
+    assert caught.value.node is not None
+    assert "randn_like" in caught.value.node
+    assert caught.value.source is not None
+    assert "torch.randn_like(x)" in caught.value.source
+
+
+@pytest.mark.parametrize(
+    ("scale", "detail"), [(1.0, "outputs moved by"), (0.0, "no other input that was tried moved")]
+)
+def test_the_masked_proof_says_whether_outputs_moved(scale: float, detail: str) -> None:
+    table = nn.Embedding(9, 32)
+    table.weight.data.mul_(scale)
+    model = nn.Sequential(table, nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    report = fxcompress.optimize(model, torch.tensor([[3, 8, 1, 5]]), prune=0.4).report
+    assert detail in report.proofs[0].detail
 
 
 def test_losing_more_than_allowed_returns_nothing() -> None:

@@ -14,6 +14,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import lower
 from fxcompress.measure import (
+    Difference,
     as_model,
     differences,
     evaluate_model,
@@ -115,3 +116,31 @@ def test_a_metric_must_be_a_finite_number(returned: object) -> None:
 
 def test_a_metric_may_be_a_tensor_of_one() -> None:
     assert evaluate_model(lambda model: torch.tensor(0.5), lambda x: x, "") == 0.5  # type: ignore[arg-type, return-value]
+
+
+def test_values_that_are_not_finite_are_not_hidden() -> None:
+    """Once, `max(0.0, nan)` said that nothing differs."""
+    inf, nan = float("inf"), float("nan")
+
+    def found(expected: list[float], other: list[float]) -> Difference | None:
+        pair = [torch.tensor(expected)], [torch.tensor(other)]
+        return differences(lambda _: pair[0], {"a": lambda _: pair[1]}, [[]]).get("a")
+
+    assert found([3.0, 4.0, -inf, nan], [3.0, 4.5, -inf, nan]) == Difference(0.5, 0.25, 0.1)
+    for other in ([nan, 4.0], [inf, 4.0], [-inf, 4.0]):
+        assert found([3.0, 4.0], other) == Difference(inf, inf, inf)
+        assert found(other, [3.0, 4.0]) == Difference(inf, inf, inf)
+    assert found([inf], [-inf]) == Difference(inf, inf, inf)
+    assert found([-inf, -inf], [-inf, -inf]) is None, "nothing was compared"
+
+
+def test_one_number_per_fixed_batch_cannot_be_put_together() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean()
+
+    program = capture(torch.export.export(Mean().eval(), (torch.randn(4, 3),)))
+    call = as_model(program, program_runner(program))
+    assert call(torch.ones(4, 3)) == 1
+    with pytest.raises(InputError, match="one number for its fixed batch of 4, and was called with 6"):
+        call(torch.ones(6, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,11 @@ from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
 from fxcompress.lowering.provenance import owner_of
-from fxcompress.measure import Difference, as_array, differences, program_runner, resized, session_runner
+from fxcompress.measure import Difference, differences, program_runner, resized, session_runner
 from fxcompress.passes.contract import Decline
 from fxcompress.pipeline import Entry
 from fxcompress.plan.quantization import QuantizationPlan
+from fxcompress.proof.exposure import feeds_of
 from fxcompress.report.report import (
     Candidate as CandidateEntry,
 )
@@ -35,10 +37,19 @@ from fxcompress.report.report import (
 )
 from fxcompress.runtime.inspection import executed, executor_of
 from fxcompress.runtime.memory import peak_memory
+from fxcompress.runtime.session import SessionError
 from fxcompress.runtime.timing import Comparison, compare
 
 TIMING_SECONDS = 20.0
 """Soft bound on one alternated run; thirty rounds are measured whatever they take."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak resident bytes of a session, or None and why they could not be measured."""
+
+    bytes: int | None
+    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Findings:
 
     times: Comparison
     errors: Mapping[str, Difference]
-    memory: Mapping[str, int]
+    memory: Mapping[str, Peak]
     choice: Choice
     proofs: tuple[Proof, ...]
     entries: tuple[Entry, ...]
@@ -70,18 +81,27 @@ def compare_outputs(
     return differences(program_runner(made.original), runners, inputs)
 
 
-def peak_memories(request: Request, original: Program, candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Return the peak memory of each candidate's session, in fresh processes."""
+def peak_memories(request: Request, original: Program, candidates: Sequence[Candidate]) -> dict[str, Peak]:
+    """Return the peak memory of each candidate's session, in fresh processes.
+
+    A probe that fails costs its figure and nothing else: everything is proven by then.
+    """
     feeds = _feeds(request, original, candidates[0])
     by_name = {item.name: item.content for item in candidates}
-    return {name: peak_memory(content, feeds, request.threads) for name, content in by_name.items()}
+    return {name: _peak(content, feeds, request.threads) for name, content in by_name.items()}
+
+
+def _peak(content: bytes, feeds: Mapping[str, NDArray[Any]], threads: int) -> Peak:
+    try:
+        return Peak(peak_memory(content, feeds, threads))
+    except SessionError as error:
+        return Peak(None, error.message)
 
 
 def _feeds(request: Request, original: Program, candidate: Candidate) -> dict[str, NDArray[Any]]:
     """Return the example at the request's batch under the names of the ONNX inputs."""
     inputs, _ = resized(original, request.batch)
-    names = [value.name for value in candidate.model.graph.input]
-    return {name: as_array(value) for name, value in zip(names, inputs, strict=True)}
+    return feeds_of(candidate.model, inputs)
 
 
 def report_of(
@@ -108,7 +128,7 @@ def report_of(
             FrozenEntry(item.axis, item.size, item.reason, item.source, item.operator)
             for item in made.analysis.frozen
         ),
-        notes=_notes(request, made, winner, samples),
+        notes=_notes(request, made, winner, samples, findings),
         candidates=tuple(_candidate(item, findings) for item in candidates),
         proofs=findings.proofs,
         operators=_operators(winner, made.quantization),
@@ -128,7 +148,7 @@ def _side(item: Candidate, price: Cost, findings: Findings, samples: int) -> Sid
         latency_low=low,
         latency_high=high,
         throughput=findings.times.throughput(item.name, samples),
-        peak_memory=findings.memory.get(item.name),
+        peak_memory=findings.memory[item.name].bytes,
         metric=findings.choice.metrics.get(item.name),
     )
 
@@ -163,12 +183,27 @@ def _operators(winner: Candidate, plan: QuantizationPlan | None) -> Operators | 
     return Operators(len(plan.intended), len(plan.intended) - len(fallbacks), fallbacks)
 
 
-def _notes(request: Request, made: Compressed, winner: Candidate, samples: int) -> tuple[str, ...]:
+def _notes(
+    request: Request, made: Compressed, winner: Candidate, samples: int, findings: Findings
+) -> tuple[str, ...]:
     notes = [*made.original.notes, *made.notes]
     if samples != request.batch:
         notes.append(f"timed with a batch of {samples}: the model's batch is fixed")
     if winner.name == ORIGINAL:
         notes.append("every compressed form was slower than the original, which is what is returned")
+    if request.quantize is not None and winner.name != INT8:
+        reason = findings.choice.reasons.get(INT8, "no operator could be quantized; the passes say why")
+        notes.append(f"int8 was asked for, and the {winner.name} model is handed out; int8: {reason}")
+    notes.extend(
+        f"the peak memory of the {name} model was not measured: {peak.trouble}"
+        for name, peak in findings.memory.items()
+        if peak.bytes is None
+    )
+    error = findings.errors.get(winner.name)
+    if error is not None and not math.isfinite(error.largest):
+        notes.append(
+            "the output error is infinite: NaN or infinities where the original has numbers, or else"
+        )
     return tuple(dict.fromkeys(notes))
 
 

@@ -23,7 +23,8 @@ def peak_memory(model: bytes, feeds: Feeds, threads: int = 1, *, timeout: float 
     """Peak resident bytes that loading and running `model` adds to a fresh interpreter.
 
     Raises:
-        SessionError: the model or the feeds are refused, or the run takes longer than `timeout` seconds.
+        SessionError: the model or the feeds are refused, the run takes longer than `timeout` seconds, or the
+            probe cannot be started.
     """
     with tempfile.TemporaryDirectory() as folder:
         model_path, feeds_path = Path(folder, "model.onnx"), Path(folder, "feeds.npz")
@@ -34,6 +35,8 @@ def peak_memory(model: bytes, feeds: Feeds, threads: int = 1, *, timeout: float 
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired as error:
             raise SessionError(f"the memory probe did not finish in {timeout:g} s") from error
+        except OSError as error:
+            raise SessionError(f"the memory probe could not be started: {error.strerror}") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SessionError(f"the memory probe could not run the model: {last[:500]}")

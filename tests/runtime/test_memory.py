@@ -31,3 +31,9 @@ def test_a_refused_model_is_a_typed_error() -> None:
 def test_a_run_that_does_not_end_is_a_typed_error() -> None:
     with pytest.raises(SessionError, match="did not finish"):
         peak_memory(scale(), {"x": np.ones((1, 4), np.float32)}, timeout=0.01)
+
+
+def test_a_probe_that_cannot_be_started_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    with pytest.raises(SessionError, match="could not be started: No such file"):
+        peak_memory(scale(), {"x": np.ones((1, 4), np.float32)})
