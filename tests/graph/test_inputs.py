@@ -52,7 +52,17 @@ def test_numpy_arrays_become_tensors() -> None:
         (np.array(["a"]),),
         iter([torch.zeros(1)]),
     ],
-    ids=["text", "number", "no-inputs", "no-names", "numbers", "number-as-name", "object", "words", "iterator"],
+    ids=[
+        "text",
+        "number",
+        "no-inputs",
+        "no-names",
+        "numbers",
+        "number-as-name",
+        "object",
+        "words",
+        "iterator",
+    ],
 )
 def test_anything_else_is_refused_with_what_to_pass(wrong: Any) -> None:
     with pytest.raises(InputError, match="pass example_inputs"):
