@@ -203,7 +203,7 @@ def _in_pieces(runner: Runner, flat: Sequence[Tensor], size: int) -> list[Tensor
     """Run a model with a static batch on any number of samples.
 
     Raises:
-        InputError: an output is a single number, which pieces cannot be put together to.
+        InputError: an output is a single number, which no pieces make up.
     """
     total = flat[0].shape[0]
     if total == size or total == 0 or any(value.dim() == 0 or value.shape[0] != total for value in flat):
