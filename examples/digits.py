@@ -23,11 +23,11 @@ CLASSES = 10
 SIZE = 32
 EPOCHS = 20
 RATE = 0.1
-# A strong decay, found on the test split and confirmed on validation, for what pruning leaves: it drives unused
-# channels to zero, as a long training with an ordinary decay also does (5e-4 over 80,000 steps shrinks an unused weight by
-# exp(-20), this one by exp(-8)). Validation accuracy before and after removing half of the MACs, one seed:
-# 0.9963 to 0.0963 with 1e-3 and with 5e-3, 1.0000 to 0.0963 with 2e-2, 0.9926 to 0.9889 with 5e-2. To repeat:
-# python -m benchmarks.digits_decay
+# A strong decay, found on the test split and confirmed on validation, for what pruning leaves: it drives
+# unused channels to zero, as a long training with an ordinary decay also does (5e-4 over 80,000 steps shrinks
+# an unused weight by exp(-20), this one by exp(-8)). Validation accuracy before and after removing half of
+# the MACs, one seed: 0.9963 to 0.0963 with 1e-3 and with 5e-3, 1.0000 to 0.0963 with 2e-2, 0.9926 to 0.9889
+# with 5e-2. To repeat: python -m benchmarks.digits_decay
 DECAY = 5e-2
 
 

@@ -91,7 +91,10 @@ def _draws(node: Any) -> bool:
         return False
     if has_mode(node):
         return in_training(node)
-    return bool(walk.argument(node, "dropout_p", 1.0) != 0.0)
+    # Recurrent layers carry their own dropout, which draws in training only.
+    if walk.argument(node, "train", True) is False:
+        return False
+    return all(walk.argument(node, name, 1.0) != 0.0 for name in ("dropout_p", "dropout"))
 
 
 def _variants(example: Example, dynamic: Dynamic) -> Iterator[Example]:

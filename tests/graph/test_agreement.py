@@ -114,3 +114,12 @@ def test_integers_must_be_equal() -> None:
     agreement.check(lambda variant: program(*variant.args), program, example, BATCH)
     with pytest.raises(CaptureError, match="int64, differs in"):
         agreement.check(lambda variant: program(*variant.args) + 1, program, example, BATCH)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_recurrent_layers_draw_nothing_in_evaluation_mode(
+    layer: type[torch.nn.RNNBase], dropout: float
+) -> None:
+    model = torch.nn.Sequential(layer(4, 3, num_layers=2, dropout=dropout, batch_first=True)).eval()
+    assert not agreement.is_random(capture(model, torch.zeros(2, 5, 4)))
