@@ -18,7 +18,8 @@ from examples import digits
 from fxcompress.analysis.groups import analyse
 from fxcompress.graph.capture import capture
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.plan.pruning import Prune, plan_pruning
+from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning import plan_pruning
 from fxcompress.report import tables
 from fxcompress.targets.onnxruntime import onnxruntime
 

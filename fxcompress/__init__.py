@@ -15,7 +15,7 @@ from fxcompress.errors import (
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.plan.pruning import Prune
+from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
 from fxcompress.targets.target import Target
 

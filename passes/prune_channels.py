@@ -19,7 +19,7 @@ from fxcompress.graph.program import Program
 from fxcompress.ops.dimensions.space import Space
 from fxcompress.ops.resize import Change, Resizing, Scaled, resize
 from fxcompress.passes.contract import Outcome
-from fxcompress.plan.pruning import PruningPlan
+from fxcompress.plan.pruning_plan import PruningPlan
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from fxcompress.measure import batch_symbol
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
-from fxcompress.plan.pruning import PruningPlan, plan_pruning
+from fxcompress.plan.pruning import plan_pruning
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
 from fxcompress.proof.masked import TOLERANCE, masked_equivalence
 from fxcompress.recipes import LOSSLESS

@@ -28,7 +28,7 @@ from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import lower
 from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal, Progress
-from fxcompress.plan.pruning import Prune
+from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
 from fxcompress.report.report import Proof, Report
 from fxcompress.runtime.session import LARGE, tensor_bytes

@@ -18,7 +18,7 @@ from fxcompress.graph.program import Program
 from fxcompress.lowering.opsets import choose_opset
 from fxcompress.measure import ModelCall
 from fxcompress.pipeline import Progress
-from fxcompress.plan.pruning import Prune
+from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
 from fxcompress.targets.target import Target
 

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
 from fxcompress.lowering.write import save_model
-from fxcompress.plan.pruning import PruningPlan
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import QuantizationPlan
 from fxcompress.report.report import Report
 from fxcompress.runtime.session import open_session

@@ -34,7 +34,7 @@ from fxcompress.graph.program import Program
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.consumption import Operand, consumed
 from fxcompress.ops.resize import Resizing, resize
-from fxcompress.plan.pruning import PruningPlan
+from fxcompress.plan.pruning_plan import PruningPlan
 
 TOLERANCE = 1e-9
 """Largest relative difference: float64 keeps about 1e-16, and depth amplifies it by far less than 1e7."""

@@ -14,7 +14,7 @@ from fxcompress.analysis.propagate import propagate
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.plan.pruning import make_plan
+from fxcompress.plan.pruning_plan import make_plan
 from tests.architectures.programs import captured
 from tests.ops.building import Net, aten
 

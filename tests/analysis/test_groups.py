@@ -12,7 +12,8 @@ from fxcompress.analysis.groups import analyse, rivals
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.plan.pruning import Prune, plan_pruning
+from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning import plan_pruning
 from tests.architectures.programs import captured
 from tests.ops.building import Net, aten
 

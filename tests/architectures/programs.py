@@ -14,7 +14,7 @@ from fxcompress.analysis.groups import Analysis
 from fxcompress.graph import edit, walk
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.plan.pruning import PruningPlan, make_plan
+from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from tests.architectures.catalog import Inputs, by_name
 
 EXACT = 1e-9

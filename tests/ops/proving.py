@@ -14,7 +14,7 @@ from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.graph.program import Example, Program
 from fxcompress.graph.wellformed import well_formed
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.plan.pruning import PruningPlan, make_plan
+from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from fxcompress.proof.masked import masked_equivalence
 from tests.architectures.programs import largest_difference, zeroed
 

@@ -16,7 +16,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.graph.wellformed import well_formed
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.plan.pruning import PruningPlan, make_plan
+from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from tests.ops.building import Net, aten
 
 

@@ -18,7 +18,9 @@ from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.errors import BudgetError, InputError, NotSupported
 from fxcompress.graph.program import Program
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.plan.pruning import Prune, PruningPlan, make_plan, plan_pruning
+from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning import plan_pruning
+from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from tests.ops.building import Net, aten
 
 

@@ -21,7 +21,7 @@ from fxcompress.graph.program import Program
 from fxcompress.passes import prune_channels
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan import pruning
-from fxcompress.plan.pruning import PruningPlan, make_plan
+from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from fxcompress.proof.masked import masked_equivalence, variations
 from tests.ops.building import Net, aten
 
