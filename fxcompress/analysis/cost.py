@@ -56,7 +56,16 @@ class Price:
         return Cost(self.macs.at(widths), round(self.params.at(widths)), round(self.bytes.at(widths)))
 
 
-def price(program: Program, space: Space) -> Price:
+@dataclass(frozen=True)
+class Terms:
+    """What costs are sums of: a weight and a product of dimensions for every operator and stored tensor."""
+
+    macs: tuple[tuple[float, Term], ...]
+    params: tuple[tuple[float, Term], ...]
+    bytes: tuple[tuple[float, Term], ...]
+
+
+def collect(program: Program, space: Space) -> Terms:
     """Collect the terms of every operator and every stored tensor."""
     samples = samples_of(program, space)
     macs = [
@@ -73,7 +82,13 @@ def price(program: Program, space: Space) -> Price:
             stored.append((float(tensor.element_size()), space.of(node)))
             if isinstance(tensor, torch.nn.Parameter):
                 parameters.append((1.0, space.of(node)))
-    return Price(_folded(macs), _folded(parameters), _folded(stored))
+    return Terms(tuple(macs), tuple(parameters), tuple(stored))
+
+
+def price(program: Program, space: Space) -> Price:
+    """Return the exact cost as a function of widths."""
+    terms = collect(program, space)
+    return Price(_folded(terms.macs), _folded(terms.params), _folded(terms.bytes))
 
 
 def _folded(terms: Iterable[tuple[float, Term]]) -> Sum:

@@ -148,9 +148,13 @@ def _group(axis: Axis, members: tuple[Member, ...], trainable: frozenset[str]) -
     counts = [
         sum(int((labels == 0).sum()) for labels in occurrences(member.expression, axis)) for member in weights
     ]
-    parts = list(dict.fromkeys(leaves(members[0].expression)))
-    name = str(members[0]) if len(parts) == 1 else f"{members[0]}:{parts.index(axis)}"
-    return Group(name, axis, members, min(counts))
+    return Group(axis_name(members[0], axis), axis, members, min(counts))
+
+
+def axis_name(member: Member, axis: Axis) -> str:
+    """`conv1.weight[0]`, or `qkv.weight[0]:1` where several axes make up the dimension."""
+    parts = list(dict.fromkeys(leaves(member.expression)))
+    return str(member) if len(parts) == 1 else f"{member}:{parts.index(axis)}"
 
 
 def _obstacle(member: Member, axis: Axis) -> Frozen:
