@@ -85,7 +85,7 @@ class Request:
     def settings(self) -> dict[str, Any]:
         """What the report repeats of the arguments."""
         return {
-            "prune": None if self.prune is None else vars(self.prune),
+            "prune": None if self.prune is None else self.prune.to_dict(),
             "quantize": None if self.quantize is None else vars(self.quantize),
             "objective": self.objective,
             "max_drop": self.max_drop,
