@@ -26,7 +26,8 @@ from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning import plan_pruning
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
-from fxcompress.proof.masked import TOLERANCE, masked_equivalence
+from fxcompress.proof.comparison import TOLERANCE
+from fxcompress.proof.masked import masked_equivalence
 from fxcompress.recipes import LOSSLESS
 from fxcompress.report.report import Proof
 

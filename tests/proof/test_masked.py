@@ -20,9 +20,10 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes import prune_channels
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.plan import pruning
+from fxcompress.plan import pruning_plan
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
-from fxcompress.proof.masked import masked_equivalence, variations
+from fxcompress.proof.comparison import variations
+from fxcompress.proof.masked import masked_equivalence
 from tests.ops.building import Net, aten
 
 
@@ -145,7 +146,7 @@ def test_the_order_of_a_product_reversed(monkeypatch: pytest.MonkeyPatch) -> Non
     names = {group.positions: group.name for group in analyse(program).groups}
     channels = {names[4]: (0, 3)}
     prune(program, channels)
-    monkeypatch.setattr(pruning, "kept", reversed_order)
+    monkeypatch.setattr(pruning_plan, "kept", reversed_order)
     monkeypatch.setattr(prune_channels, "kept", reversed_order)
     with pytest.raises(ProofError):
         prune(program, channels)
