@@ -6,6 +6,7 @@ reason and the line of the user's model that caused it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from fxcompress.axes.expression import Axis, Dim, Product, find, leaves
 from fxcompress.axes.positions import occurrences
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
+from fxcompress.graph.module import tied
 from fxcompress.graph.program import Program
 from fxcompress.ops.dimensions.space import Space
 
@@ -107,15 +109,26 @@ class Analysis:
         return [describe(place) for place in chain(self.coupling, self._place(a), self._place(b))]
 
     def _place(self, name: str) -> Place:
-        tensor, _, rest = name.partition("[")
-        for node in walk.tensor_nodes(self.program):
-            dims = {f"{dim}]": dim for dim in range(len(self.space.of(node)))}
-            if node.target == tensor and rest in dims:
-                return node, dims[rest]
+        places = self._places
+        if name in places:
+            return places[name]
+        close = difflib.get_close_matches(name, places, 3, 0.5)
         raise InputError(
             f"no stored tensor has a dimension called {name!r}",
-            hint="write it as 'layer1.conv1.weight[0]': the parameter's name and the dimension in brackets",
+            hint="write it as 'layer1.conv1.weight[0]': the parameter's name and the dimension in brackets"
+            + (f"; did you mean {' or '.join(map(repr, close))}?" if close else ""),
         )
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        """Every dimension of every stored tensor under each of the tensor's names."""
+        names = {found[0]: found for found in tied(self.program.module).values()}
+        return {
+            f"{alias}[{dim}]": (node, dim)
+            for node in walk.tensor_nodes(self.program)
+            for alias in names.get(str(node.target), [str(node.target)])
+            for dim in range(len(self.space.of(node)))
+        }
 
     @cached_property
     def coupling(self) -> nx.Graph[Place]:

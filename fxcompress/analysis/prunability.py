@@ -93,7 +93,7 @@ def prunability(analysis: Analysis) -> Prunability:
         _obstacle(axis, members, round(kept[0][axis]), kept[1][axis])
         for axis, members in _frozen(analysis).items()
     ]
-    obstacles.sort(key=lambda item: -_weight(item, params, macs))
+    obstacles.sort(key=lambda item: (-_weight(item, params, macs), -item.size))
     return Prunability(params, macs, tuple(obstacles))
 
 

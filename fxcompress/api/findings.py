@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxcompress.analysis.cost import Cost, cost
+from fxcompress.analysis.prunability import prunability
 from fxcompress.api.candidates import INT8, ORIGINAL, Candidate, Choice
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
@@ -21,12 +22,12 @@ from fxcompress.passes.contract import Decline
 from fxcompress.pipeline import Entry
 from fxcompress.plan.quantization import QuantizationPlan
 from fxcompress.proof.exposure import feeds_of
+from fxcompress.report.listings import frozen_entries, reach
 from fxcompress.report.report import (
     Candidate as CandidateEntry,
 )
 from fxcompress.report.report import (
     DeclinedSite,
-    FrozenEntry,
     Interval,
     Operators,
     OutputError,
@@ -115,6 +116,7 @@ def report_of(
     samples = resized(made.original, request.batch)[1]
     ratio = findings.times.ratio(winner.name, ORIGINAL)
     error = findings.errors.get(winner.name)
+    reachable = prunability(made.analysis)
     return Report(
         before=_side(original, before, findings, samples),
         after=_side(winner, after, findings, samples),
@@ -124,10 +126,8 @@ def report_of(
             PassEntry(entry.name, entry.seconds, entry.changed, tuple(map(_declined, entry.declined)))
             for entry in findings.entries
         ),
-        frozen=tuple(
-            FrozenEntry(item.axis, item.size, item.reason, item.source, item.operator)
-            for item in made.analysis.frozen
-        ),
+        frozen=frozen_entries(reachable),
+        prunability=reach(reachable),
         notes=_notes(request, made, winner, samples, findings),
         candidates=tuple(_candidate(item, findings) for item in candidates),
         proofs=findings.proofs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -9,10 +11,12 @@ import onnx
 from rich.text import Text
 
 from fxcompress.analysis.groups import analyse
+from fxcompress.api.request import program_of
 from fxcompress.cli.console import emit, show
 from fxcompress.cli.options import json_option, trust_option
-from fxcompress.cli.specs import existing, is_program_file, program_file
+from fxcompress.cli.specs import existing, given_model, is_program_file
 from fxcompress.errors import InputError
+from fxcompress.graph.program import Program
 from fxcompress.report import listings
 from fxcompress.report.contents import of_onnx, of_program
 from fxcompress.runtime.inspection import executed
@@ -20,7 +24,7 @@ from fxcompress.runtime.session import read_proto
 
 
 @click.command(no_args_is_help=True, short_help="List a graph, its groups and costs.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--graph/--no-graph", default=True, show_default=True, help="List the graph itself.")
 @click.option(
     "--why",
@@ -30,31 +34,42 @@ from fxcompress.runtime.session import read_proto
 )
 @trust_option
 @json_option
-def inspect(file: Path, graph: bool, why: tuple[str, str] | None, trust: bool, as_json: bool) -> None:
-    """List the graph of FILE (.fxc, .pt2 or .onnx), its groups and costs.
+def inspect(model: str, graph: bool, why: tuple[str, str] | None, trust: bool, as_json: bool) -> None:
+    """List the graph of MODEL, its groups, costs and how much of it pruning can reach.
 
-    Of a program: every operator with its shapes, the groups of channels that can only be removed together,
-    the axes that cannot be pruned with the reason and your line of code, parameters and MACs. Of an ONNX
-    file: operators as written and as the runtime executes them, and how many bytes are 8-bit.
+    MODEL is a .fxc, .pt2 or .onnx file, or package.module:callable, called without arguments, which returns
+    the model or (model, example_inputs).
+
+    Of a program: every operator with its shapes, the share of parameters and MACs that can be pruned, the
+    groups of channels that can only be removed together, and the axes that cannot be pruned with the
+    reason, your line of code and what that costs. Of an ONNX file: operators as written and as the runtime
+    executes them, and how many bytes are 8-bit.
 
     \b
     Examples:
-      fxcompress inspect out/program.fxc
+      fxcompress inspect mymodels.net:build --no-graph
       fxcompress inspect out/program.fxc --no-graph --why conv1.weight[0] layer1.0.conv2.weight[0]
       fxcompress inspect out/model.onnx --json
     """
-    if file.suffix.lower() == ".onnx":
+    if Path(model).suffix.lower() == ".onnx":
         if why:
-            raise click.BadOptionUsage("why", "--why needs a program (.fxc or .pt2)")
-        _onnx(file, as_json)
-    elif is_program_file(str(file)):
-        _program(file, graph, why, trust, as_json)
+            raise click.BadOptionUsage("why", "--why needs a program, not an ONNX file")
+        _onnx(Path(model), as_json)
     else:
-        raise InputError(f"{file} is no .fxc, .pt2 or .onnx file", hint="the suffix tells how to read it")
+        _program(_captured(model, trust), graph, why, as_json)
 
 
-def _program(file: Path, graph: bool, why: tuple[str, str] | None, trust: bool, as_json: bool) -> None:
-    program = program_file(file, trust=trust)
+def _captured(model: str, trust: bool) -> Program:
+    if Path(model).is_file() and not is_program_file(model):
+        raise InputError(f"{model} is no .fxc, .pt2 or .onnx file", hint="the suffix tells how to read it")
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
+        given = given_model(model, trust=trust)
+        if isinstance(given.model, Program):
+            return given.model
+        return program_of(given.model, given.example_inputs, None, trust=trust)
+
+
+def _program(program: Program, graph: bool, why: tuple[str, str] | None, as_json: bool) -> None:
     analysis = analyse(program)
     if why:
         path = analysis.why(*why)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxcompress.analysis.groups import Analysis
+from fxcompress.analysis.prunability import Prunability, Reach, prunability
 from fxcompress.report import tables, units
 from fxcompress.report.contents import Contents
-from fxcompress.report.report import FrozenEntry
+from fxcompress.report.report import FrozenEntry, Reachable
+from fxcompress.report.report import Prunability as ReachEntry
 from fxcompress.runtime.inspection import ExecutedOp
 
 
 def program_view(analysis: Analysis, contents: Contents, *, graph: bool) -> RenderableType:
     """The listing of a program (where asked for), its costs, groups, frozen axes and notes."""
     parts: list[RenderableType] = [Text(str(analysis.program))] if graph else []
-    parts += [_program_facts(analysis, contents), groups(analysis)]
-    if analysis.frozen:
-        parts.append(tables.frozen(frozen_entries(analysis)))
+    found = prunability(analysis)
+    parts += [_program_facts(analysis, contents), tables.prunability(reach(found)), groups(analysis)]
+    if found.obstacles:
+        parts.append(tables.frozen(frozen_entries(found)))
     parts += [Text(f"note: {note}") for note in analysis.program.notes]
     parts += [Text(f"history: {line}") for line in analysis.program.history]
     return Group(*parts)
@@ -30,6 +34,7 @@ def program_view(analysis: Analysis, contents: Contents, *, graph: bool) -> Rend
 def program_dict(analysis: Analysis, contents: Contents) -> dict[str, Any]:
     """The same for a machine; the listing is text under `graph`."""
     cost = analysis.price.at({})
+    found = prunability(analysis)
     return contents.to_dict() | {
         "graph": str(analysis.program),
         "cost": {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes},
@@ -37,17 +42,37 @@ def program_dict(analysis: Analysis, contents: Contents) -> dict[str, Any]:
             {"name": group.name, "size": group.size, "members": [str(member) for member in group.members]}
             for group in analysis.groups
         ],
-        "frozen": [vars(entry) for entry in frozen_entries(analysis)],
+        "prunability": asdict(reach(found)),
+        "frozen": [asdict(entry) for entry in frozen_entries(found)],
         "notes": list(analysis.program.notes),
         "history": list(analysis.program.history),
     }
 
 
-def frozen_entries(analysis: Analysis) -> tuple[FrozenEntry, ...]:
-    """The frozen axes of an analysis as the report holds them."""
+def frozen_entries(found: Prunability) -> tuple[FrozenEntry, ...]:
+    """The frozen axes, costliest first, as the report holds them."""
     return tuple(
-        FrozenEntry(item.axis, item.size, item.reason, item.source, item.operator) for item in analysis.frozen
+        FrozenEntry(
+            item.axis,
+            item.size,
+            item.reason,
+            item.source,
+            item.operator,
+            item.params,
+            round(item.macs),
+            item.members,
+        )
+        for item in found.obstacles
     )
+
+
+def reach(found: Prunability) -> ReachEntry:
+    """What pruning can reach, as the report holds it."""
+    return ReachEntry(_reachable(found.params), _reachable(found.macs))
+
+
+def _reachable(found: Reach) -> Reachable:
+    return Reachable(round(found.total), round(found.prunable), round(found.removable))
 
 
 def groups(analysis: Analysis, rows: int = 40) -> RenderableType:

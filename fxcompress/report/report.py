@@ -72,13 +72,37 @@ class PassEntry:
 
 @dataclass(frozen=True)
 class FrozenEntry:
-    """An axis that could not be pruned: where it is, its size, why, and the user's line."""
+    """An axis that could not be pruned: where it is, its size, why, and the user's line.
+
+    `params` and `macs` are what it keeps from being prunable, `members` every dimension of a parameter in
+    which it occurs.
+    """
 
     axis: str
     size: int
     reason: str
     source: str | None = None
     operator: str | None = None
+    params: int | None = None
+    macs: int | None = None
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reachable:
+    """A cost of the original: the whole, what pruning can reach, what goes with every group at one index."""
+
+    total: int
+    prunable: int
+    removable: int
+
+
+@dataclass(frozen=True)
+class Prunability:
+    """What pruning can reach of the original's parameters and MACs; `Report.frozen` names the obstacles."""
+
+    params: Reachable
+    macs: Reachable
 
 
 @dataclass(frozen=True)
@@ -143,6 +167,7 @@ class Report:
     latency_ratio: Interval | None = None
     passes: tuple[PassEntry, ...] = ()
     frozen: tuple[FrozenEntry, ...] = ()
+    prunability: Prunability | None = None
     notes: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     proofs: tuple[Proof, ...] = ()
@@ -178,6 +203,7 @@ class Report:
             latency_ratio=_optional(Interval, data.get("latency_ratio")),
             passes=tuple(_pass_entry(entry) for entry in data.get("passes", ())),
             frozen=tuple(_build(FrozenEntry, entry) for entry in data.get("frozen", ())),
+            prunability=_prunability(data.get("prunability")),
             notes=tuple(data.get("notes", ())),
             candidates=tuple(_build(Candidate, entry) for entry in data.get("candidates", ())),
             proofs=tuple(_build(Proof, entry) for entry in data.get("proofs", ())),
@@ -209,6 +235,12 @@ def _build(kind: type[T], data: Mapping[str, Any]) -> T:
 
 def _optional(kind: type[T], data: Mapping[str, Any] | None) -> T | None:
     return None if data is None else _build(kind, data)
+
+
+def _prunability(data: Mapping[str, Any] | None) -> Prunability | None:
+    if data is None:
+        return None
+    return Prunability(_build(Reachable, data["params"]), _build(Reachable, data["macs"]))
 
 
 def _pass_entry(data: Mapping[str, Any]) -> PassEntry:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.report import units
-from fxcompress.report.report import DeclinedSite, FrozenEntry, Report, Side
+from fxcompress.report.report import DeclinedSite, FrozenEntry, Prunability, Report, Side
 
 MAX_ROWS = 20
 
@@ -28,6 +28,8 @@ def overview(report: Report) -> RenderableType:
         parts.append(candidates(report))
     if report.proofs:
         parts.append(proofs(report))
+    if report.prunability is not None:
+        parts.append(prunability(report.prunability))
     if report.frozen:
         parts.append(frozen(report.frozen))
     parts.extend(Text(f"note: {note}") for note in report.notes)
@@ -153,13 +155,41 @@ def reasons(declined: Iterable[DeclinedSite]) -> str:
 
 
 def frozen(entries: Sequence[FrozenEntry], rows: int = MAX_ROWS) -> RenderableType:
-    """What could not be pruned, largest first: axis, size, reason and the user's line."""
-    made = table("Frozen axes", "axis", "size", "reason", "source", right=("size",))
-    ordered = sorted(entries, key=lambda entry: -entry.size)
-    for entry in ordered[:rows]:
-        made.add_row(entry.axis, str(entry.size), entry.reason, entry.source or "")
-    if len(ordered) > rows:
-        made.add_row(f"and {len(ordered) - rows} more", "", "report.json lists them", "")
+    """What could not be pruned, in the order given: axis, size, what it keeps, reason and the user's line."""
+    made = table(
+        "Frozen axes",
+        "axis",
+        "size",
+        "keeps params",
+        "keeps MACs",
+        "reason",
+        "source",
+        right=("size", "keeps params", "keeps MACs"),
+    )
+    for entry in entries[:rows]:
+        made.add_row(
+            entry.axis,
+            str(entry.size),
+            units.count(entry.params),
+            units.count(entry.macs),
+            f"{entry.reason} ({entry.operator})" if entry.operator else entry.reason,
+            entry.source or "",
+        )
+    if len(entries) > rows:
+        made.add_row(f"and {len(entries) - rows} more", "", "", "", "report.json lists them", "")
+    return made
+
+
+def prunability(found: Prunability) -> Table:
+    """How much of the parameters and MACs pruning can reach, and how much goes at most."""
+    made = table("Prunability", "", "all", "prunable", "removable", right=("all", "prunable", "removable"))
+    for label, reach in (("parameters", found.params), ("MACs per sample", found.macs)):
+        made.add_row(
+            label,
+            units.count(reach.total),
+            units.share(reach.prunable, reach.total),
+            units.share(reach.removable, reach.total),
+        )
     return made
 
 

@@ -51,6 +51,11 @@ def per_second(value: float | None) -> str:
     return ABSENT if value is None else f"{significant(value)} /s"
 
 
+def share(part: float, whole: float) -> str:
+    """A part of a whole as `93.5 %`."""
+    return f"{100 * part / whole:.1f} %" if whole else ABSENT
+
+
 def ratio(value: float | None) -> str:
     """After over before: `0.500x`."""
     return ABSENT if value is None else f"{value:.3f}x"

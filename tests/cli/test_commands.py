@@ -117,6 +117,21 @@ def test_inspect_why(folder: Path) -> None:
     assert path["path"]
 
 
+def test_inspect_takes_a_function_and_says_what_pruning_can_reach(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    result = invoke("inspect", "cli_net:build", "--no-graph")
+    assert result.exit_code == 0
+    assert "Prunability" in result.stdout
+    assert "users may print" not in result.stdout
+    data = json.loads(invoke("inspect", "cli_net:build", "--json").stdout)
+    assert data["prunability"]["params"]["total"] == data["cost"]["params"]
+    assert data["frozen"][0]["axis"] == "8.weight[0]"
+    assert data["frozen"][0]["params"] == 10
+    close = invoke("inspect", "cli_net:build", "--why", "0.weigth[0]", "3.weight[1]")
+    assert close.exit_code == 1
+    assert "did you mean '0.weight[0]'" in close.stderr
+
+
 def test_inspect_onnx(folder: Path) -> None:
     result = invoke("inspect", folder / "b.onnx")
     assert result.exit_code == 0

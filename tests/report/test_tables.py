@@ -49,10 +49,13 @@ def test_reasons_are_counted_and_a_single_site_is_named() -> None:
     assert tables.reasons(sites) == "2 x shared\nc: training mode"
 
 
-def test_frozen_lists_the_largest_and_counts_the_rest() -> None:
-    entries = [FrozenEntry(f"t{i}", i, "input") for i in range(1, 31)]
-    text = render(tables.frozen(entries, rows=5))
-    assert "t30" in text
+def test_frozen_lists_the_first_and_counts_the_rest() -> None:
+    entries = [
+        FrozenEntry(f"t{i}", i, "no rule", "net.py:3: y", "foo_1", 1000 * i) for i in reversed(range(1, 31))
+    ]
+    text = render(tables.frozen(entries, rows=5), 120)
+    for word in ("t30", "30.00 k", "no rule (foo_1)", "net.py:3"):
+        assert word in text, word
     assert "and 25 more" in text
     assert "t25" not in text
 
