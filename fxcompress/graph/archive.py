@@ -31,6 +31,7 @@ from fxcompress.graph.codec import (
     pair,
     qualified,
 )
+from fxcompress.graph.origins import Origin, Origins
 from fxcompress.graph.program import Program
 from fxcompress.graph.signature import Example, Signature
 from fxcompress.graph.wellformed import well_formed
@@ -112,6 +113,8 @@ def _rebuild(document: dict[str, Any], entries: dict[str, bytes]) -> Program:
     program = Program.build(graph, tensors, signature, Example(args, kwargs))
     program.notes.extend(_texts(document, "notes"))
     program.history.extend(_texts(document, "history"))
+    if "origins" in document:  # files of the first release have none
+        program.origins = _origins(document, tensors)
     if checked(document.get("training"), bool):
         program.train()
     well_formed(program)
@@ -120,6 +123,18 @@ def _rebuild(document: dict[str, Any], entries: dict[str, bytes]) -> Program:
 
 def _texts(document: dict[str, Any], key: str) -> list[str]:
     return [checked(item, str) for item in checked(document.get(key), list)]
+
+
+def _origins(document: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Origins:
+    made: dict[str, Origin] = {}
+    for record in checked(document["origins"], list):
+        name, user, dim, positions = checked(record, list)
+        places = tuple(checked(place, int) for place in checked(positions, list))
+        shape = found(tensors, checked(name, str)).shape
+        if dim is not None and not (0 <= checked(dim, int) < len(shape) and shape[dim] == len(set(places))):
+            raise Damaged(f"the origin of the tensor {name[:40]!r} does not fit it")
+        made[name] = Origin(qualified(user), dim, places)
+    return Origins(tuple(_texts(document, "rewrites")), made)
 
 
 def _signature(document: dict[str, Any]) -> Signature:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.module import ProgramModule, assemble, copy_graph, named_tensors
+from fxcompress.graph.origins import Origins
 from fxcompress.graph.precision import converted, retype
 from fxcompress.graph.signature import Example, Signature
 from fxcompress.graph.symbols import fake_inputs
@@ -28,6 +29,7 @@ class Program:
     """A model as a graph that can be called, edited, trained, saved and lowered.
 
     `module` is called like the user's model. Copies share tensors, which edits replace and never overwrite.
+    `origins` says where tensors that a rewrite named anew come from.
     """
 
     module: ProgramModule
@@ -35,6 +37,7 @@ class Program:
     example: Example
     notes: list[str] = field(default_factory=list)
     history: list[str] = field(default_factory=list)
+    origins: Origins = field(default_factory=Origins)
 
     @classmethod
     def build(
@@ -118,7 +121,9 @@ class Program:
     def _with(self, tensors: dict[str, torch.Tensor], example: Example) -> Program:
         """A copy with other tensors of the same names."""
         module = assemble(copy_graph(self.graph), tensors, self.signature, training=self.training)
-        return Program(module, self.signature, example, list(self.notes), list(self.history))
+        return Program(
+            module, self.signature, example, list(self.notes), list(self.history), self.origins
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Switch batch norms and dropouts to training mode, in place."""

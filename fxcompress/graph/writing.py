@@ -16,7 +16,8 @@ from torch import fx, nn
 from fxcompress.errors import NotSupported
 from fxcompress.graph.atomic import write_atomically
 from fxcompress.graph.codec import Frame, encode_node, encode_spec
-from fxcompress.graph.module import tied
+from fxcompress.graph.module import named_tensors, tied
+from fxcompress.graph.origins import Origins
 from fxcompress.graph.signature import Example, Signature
 
 FORMAT = "fxcompress program"
@@ -46,6 +47,8 @@ class Savable(Protocol):
     def notes(self) -> list[str]: ...
     @property
     def history(self) -> list[str]: ...
+    @property
+    def origins(self) -> Origins: ...
     def flat_example(self) -> list[torch.Tensor]: ...
 
 
@@ -90,6 +93,13 @@ def _document(program: Savable, records: list[dict[str, Any]]) -> str:
         "out_spec": encode_spec(signature.out_spec),
         "notes": list(program.notes),
         "history": list(program.history),
+        "rewrites": list(program.origins.rewrites),
+        "origins": [
+            [name, origin.tensor, origin.dim, list(origin.positions)]
+            for name, origin in program.origins.only(
+                name for name, _ in named_tensors(program.module)
+            ).tensors.items()
+        ],
         "tensors": records,
         "nodes": nodes,
         "frames": [list(frame) for frame in frames],
