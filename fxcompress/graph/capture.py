@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -20,13 +19,13 @@ from fxcompress.errors import CaptureError, CompressError, IllFormed, InputError
 from fxcompress.graph import agreement, dynamic, tracing, walk
 from fxcompress.graph.canonical import canonical
 from fxcompress.graph.inputs import infer_example, normalize
+from fxcompress.graph.intake import HOW, settle_masks, unwrapped
 from fxcompress.graph.program import Example, Program
 from fxcompress.graph.python_modes import notes_on_modes, refuse_training
 from fxcompress.graph.screen import screen_pt2
 from fxcompress.graph.wellformed import well_formed
 
 _RESULTS = (torch.Tensor, int, float, bool, str, type(None))
-_HOW = "pass a torch.nn.Module, a torch.export.ExportedProgram or the path of a .pt2 file"
 
 
 def capture(
@@ -38,6 +37,9 @@ def capture(
 ) -> Program:
     """Turn a model into a program; the model itself is left as it is.
 
+    Wrappers (`torch.compile`, data parallel, `AveragedModel`) are looked through: parameters have the names
+    of the module inside, without `module.` or `_orig_mod.`.
+
     Args:
         model: a module in evaluation mode, an exported program, or the path of a `.pt2` file.
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; inferred when absent.
@@ -46,7 +48,8 @@ def capture(
         trust: load a `.pt2` file without screening it; such a file can run code.
 
     Raises:
-        InputError: the model is in training mode, or fails on the example inputs, or the file is no `.pt2`.
+        InputError: the model is in training mode, on another device or without its weights, or fails on the
+            example inputs, or the file is no `.pt2`.
         CaptureError: the model cannot be a graph, for example because its control flow depends on data.
         UnsafeFile: the `.pt2` file could run code.
     """
@@ -54,25 +57,10 @@ def capture(
         model = _load(Path(model), trust)
     if isinstance(model, ExportedProgram):
         return _from_exported(model, example_inputs)
-    model = _unwrapped(model)
+    model = unwrapped(model)
     refuse_training(model)
     example = normalize(example_inputs) if example_inputs is not None else infer_example(model)
     return _from_module(model, _keywords(model, example), dynamic_shapes)
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    """The module inside `torch.compile`'s or a data-parallel wrapper; raises InputError for what is none."""
-    while isinstance(model, OptimizedModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model._orig_mod if isinstance(model, OptimizedModule) else model.module
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a {type(model).__name__} is not a model", hint=_HOW)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            "a TorchScript module has no Python to capture", hint="pass the module it was made from"
-        )
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise InputError("the model has no weights: it is on the meta device", hint="load its weights first")
-    return model
 
 
 def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Program:
@@ -87,7 +75,7 @@ def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Pro
         program = _trace(model, example, static)
         size = next(leaf.shape[0] for leaf in program.flat_example() if leaf.ndim)
         program.notes.append(f"the batch is fixed at {size}; a dynamic one failed: {refusal.message}")
-    program.notes.extend([*notes, *notes_on_modes(model)])
+    program.notes.extend([*notes, *notes_on_modes(model), *settle_masks(program)])
     return program
 
 
@@ -159,7 +147,7 @@ def _symbols(exported: ExportedProgram, count: int) -> list[dict[int, str]]:
 
 def _load(path: Path, trust: bool) -> ExportedProgram:
     if not path.is_file():
-        raise InputError(f"there is no file {path}", hint=_HOW)
+        raise InputError(f"there is no file {path}", hint=HOW)
     if not trust:
         screen_pt2(path)
     try:
