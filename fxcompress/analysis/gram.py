@@ -1,0 +1,197 @@
+"""What the weights of a pruned program would have to give: moments of inputs and of what outputs lack.
+
+The original and the pruned program run side by side, step by step. At a layer the regressors are what the
+*pruned* program (its earlier layers already corrected) hands to it, the residual is what its output lacks of
+the *original's* on the channels that stay: the asymmetric reconstruction of He et al. (2017). Moments are
+sums, whatever the number of rows; rows are sampled where a layer has many output positions. What is held are
+the values at one cut of the two programs, of at most as many samples as the memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fxcompress.analysis.groups import Analysis
+from fxcompress.analysis.refit import FAINT, Site
+from fxcompress.axes.expression import Axis
+from fxcompress.axes.positions import Indices, kept
+from fxcompress.graph import walk
+from fxcompress.graph.inputs import batches as flat_batches
+from fxcompress.graph.program import Program
+from fxcompress.graph.stepwise import Stepwise, Values
+from fxcompress.numerics.least_squares import Moments
+
+CHUNK = 64
+"""Samples that run at once."""
+
+PLACES = 128
+"""Output positions of a layer that are read per sample; they are drawn anew for every chunk."""
+
+JUDGED = 5
+"""Every so many-th chunk is kept back from the fit, to judge it."""
+
+
+@dataclass
+class Chunk:
+    """Some samples, where the two programs are with them; `judge` marks those that no fit sees."""
+
+    original: Values
+    pruned: Values
+    judge: bool
+    size: int
+
+
+class SideBySide:
+    """Two programs on the same samples, advanced together layer by layer."""
+
+    def __init__(
+        self, original: Program, pruned: Program, analysis: Analysis, indices: Mapping[Axis, Indices]
+    ) -> None:
+        self.original, self.pruned = Stepwise(original), Stepwise(pruned)
+        self.space, self.indices = analysis.space, indices
+        self.chunks: list[Chunk] = []
+        self._at = [0, 0]
+
+    def load(self, batches: Iterable[Any], memory: int) -> int:
+        """Take samples while the values of both runs fit in `memory` bytes; returns how many were taken."""
+        example = max(samples(self.original.program.flat_example()), 1)
+        each = (self.original.peak_bytes() + self.pruned.peak_bytes()) // example + 1
+        room, taken, held = max(memory // each, 2), 0, []
+        for piece in pieces(self.original.program, batches, min(CHUNK, room)):
+            held.append(piece)
+            taken += samples(piece)
+            if taken >= room:
+                break
+        if len(held) < JUDGED:
+            size = -(-taken // JUDGED)
+            held = [part for piece in held for part in split(self.original.program, piece, size)]
+        for number, piece in enumerate(held):
+            begun = self.original.begin(piece), self.pruned.begin(piece)
+            self.chunks.append(Chunk(*begun, judge=number % JUDGED == 1, size=samples(piece)))
+        return taken
+
+    def go(self, site: Site) -> None:
+        """Advance both programs, on all samples, to right before a layer."""
+        self._advance(self.original.place[site.twin], self.pruned.place[site.node])
+
+    def finish(self) -> None:
+        """Advance both programs to their ends."""
+        self._advance(len(self.original.nodes), len(self.pruned.nodes))
+
+    def _advance(self, original: int, pruned: int) -> None:
+        for chunk in self.chunks:
+            self.original.advance(chunk.original, self._at[0], original)
+            self.pruned.advance(chunk.pruned, self._at[1], pruned)
+        self._at = [original, pruned]
+
+    @property
+    def judged(self) -> int:
+        """Samples that no fit sees."""
+        return sum(chunk.size for chunk in self.chunks if chunk.judge)
+
+    def output_error(self) -> float:
+        """The squared difference of the outputs as a share of their variance, on samples that no fit sees."""
+        difference = variance = 0.0
+        for chunk in self.chunks:
+            if chunk.judge:
+                both = (
+                    self._ended(self.original, chunk.original, 0),
+                    self._ended(self.pruned, chunk.pruned, 1),
+                )
+                one, other = compared(*both)
+                difference, variance = difference + one, variance + other
+        return difference / variance if variance else difference
+
+    def _ended(self, run: Stepwise, values: Values, which: int) -> list[Tensor]:
+        trial = dict(values)
+        run.advance(trial, self._at[which], len(run.nodes))
+        return run.outputs(trial)
+
+    def moments(self, site: Site) -> tuple[Moments, Moments]:
+        """The moments of a layer that both programs stand before: to fit, and to judge the fit by."""
+        weight = walk.tensor(self.pruned.program, site.form.weight).detach()
+        shape = site.form.matrix(weight).shape
+        fitted, judged = Moments.empty(*shape), Moments.empty(*shape)
+        for number, chunk in enumerate(self.chunks):
+            x, lacking = chunk.pruned[site.form.source], self._lacking(site, chunk)
+            places = _places(site.form.places(lacking), number)
+            moments = judged if chunk.judge else fitted
+            moments.update(site.form.rows(x, places), site.form.picked(lacking, places))
+        return fitted, judged
+
+    def _lacking(self, site: Site, chunk: Chunk) -> Tensor:
+        """What the layer's output would have to gain for its target to be the original's."""
+        wanted = self.kept(site.target_twin, self._ahead(self.original, chunk.original, 0, site.target_twin))
+        lacking = wanted - self._ahead(self.pruned, chunk.pruned, 1, site.target)
+        faint = site.scale.abs() <= FAINT * site.scale.abs().max()
+        inverse = torch.where(faint, 0.0, 1.0 / site.scale).to(lacking.dtype)
+        shape = [1] * lacking.dim()
+        shape[site.form.channels] = -1
+        return lacking * inverse.reshape(shape)
+
+    def _ahead(self, run: Stepwise, values: Values, which: int, node: Node) -> Tensor:
+        """The value of a node at or after the cut, leaving the run where it is."""
+        trial = dict(values)
+        run.advance(trial, self._at[which], run.place[node])
+        value: Tensor = run.call(trial, node)
+        return value
+
+    def kept(self, node: Node, value: Tensor) -> Tensor:
+        """A value of the original on the positions that stay."""
+        for dim, expression in enumerate(self.space.of(node)):
+            stay = torch.from_numpy(kept(expression, self.indices))
+            if len(stay) < expression.size:
+                value = value.index_select(dim, stay)
+        return value
+
+
+def _places(count: int, seed: int) -> Tensor:
+    if count <= PLACES:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:PLACES].sort().values
+
+
+def samples(flat: Sequence[Tensor]) -> int:
+    """How many samples flat inputs hold, by the leading dimension of the first."""
+    return flat[0].shape[0] if flat and flat[0].dim() else 1
+
+
+def pieces(program: Program, batches: Iterable[Any], size: int) -> Iterator[list[Tensor]]:
+    """Batches in pieces of at most `size` samples where the batch is dynamic; whole ones where it is not."""
+    for flat in flat_batches(program, batches):
+        yield from split(program, flat, size)
+
+
+def split(program: Program, flat: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """One batch in pieces of at most `size` samples; itself where the program's batch is static."""
+    marks = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
+    symbol = next((mark for mark in marks if mark is not None), None)
+    if symbol is None:
+        yield flat
+        return
+    total = flat[marks.index(symbol)].shape[0]
+    for start in range(0, total, size):
+        yield [
+            value[start : start + size] if mark == symbol else value
+            for value, mark in zip(flat, marks, strict=True)
+        ]
+
+
+def compared(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[float, float]:
+    """Squared difference of floating outputs, and their squared distance from the mean over samples."""
+    difference = variance = 0.0
+    for one, other in zip(wanted, found, strict=True):
+        if one.is_floating_point() and one.shape == other.shape:
+            valid = one.isfinite()
+            gap = torch.where(valid, one - other, 0.0).double()
+            centred = torch.where(valid, one, 0.0).double()
+            centred = centred - centred.mean(0) if one.dim() and one.shape[0] > 1 else centred
+            difference += float(gap.square().sum())
+            variance += float(centred.square().sum())
+    return difference, variance
