@@ -87,14 +87,22 @@ def bind(target: Program | Signature, batch: Any) -> list[torch.Tensor]:
     dropped. With a Program, shapes are checked and dtypes are cast only where that loses nothing that matters
     (between floating types, to wider integers). Raises InputError that names the input and what was expected.
     """
+    return bind_labelled(target, batch)[0]
+
+
+def bind_labelled(target: Program | Signature, batch: Any) -> tuple[list[torch.Tensor], Any]:
+    """Like `bind`, and the label as it came: the second of `(inputs, label)`, what follows the inputs of a
+    tuple, or the first key of a dict that is among `LABELS`; None where there is none.
+    """
     signature = target.signature if isinstance(target, Program) else target
-    leaves = [_leaf(leaf, name) for name, leaf in zip(signature.inputs, _flat(signature, batch), strict=True)]
+    values, label = _flat(signature, batch)
+    leaves = [_leaf(leaf, name) for name, leaf in zip(signature.inputs, values, strict=True)]
     for name, leaf in zip(signature.inputs, leaves, strict=True):
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"input {name!r} is a {type(leaf).__name__}, not a tensor", hint=_WHAT_TO_PASS)
     if isinstance(target, Program):
         leaves = _conform(target, leaves)
-    return leaves
+    return leaves, label
 
 
 def batches(
@@ -110,6 +118,18 @@ def batches(
     read only once), and while streaming for an empty or exhausted iterable, a batch that does not fit, or,
     when `finite`, a NaN or an infinity in a floating input; these name the batch index.
     """
+    found = labelled_batches(target, iterable, finite=finite, require_reiterable=require_reiterable)
+    return (flat for flat, _ in found)
+
+
+def labelled_batches(
+    target: Program | Signature,
+    iterable: Iterable[Any] | None,
+    *,
+    finite: bool = True,
+    require_reiterable: bool = False,
+) -> Iterator[tuple[list[torch.Tensor], Any]]:
+    """Like `batches`, each with its label or None; see `bind_labelled`."""
     if iterable is None:
         raise InputError(
             "there is no calibration data", hint=f"pass calibration=[batch, ...]; {_WHAT_TO_PASS[5:]}"
@@ -128,18 +148,18 @@ def batches(
 
 def _stream(
     target: Program | Signature, iterable: Iterable[Any], finite: bool, once: bool
-) -> Iterator[list[torch.Tensor]]:
+) -> Iterator[tuple[list[torch.Tensor], Any]]:
     signature = target.signature if isinstance(target, Program) else target
     count = 0
     for index, batch in enumerate(iterable):
         try:
-            flat = bind(target, batch)
+            flat, label = bind_labelled(target, batch)
             if finite:
                 _check_finite(signature, flat)
         except InputError as error:
             error.note(f"in calibration batch {index}")
             raise
-        yield flat
+        yield flat, label
         count += 1
     if count == 0 and once:
         raise InputError(
@@ -176,12 +196,12 @@ def _leaf(leaf: Any, name: str) -> Any:
     raise InputError(f"{name} holds a {type(leaf).__name__} where a tensor is expected", hint=_WHAT_TO_PASS)
 
 
-def _flat(signature: Signature, batch: Any) -> list[Any]:
-    """The leaves of a batch in the order of the signature's inputs."""
+def _flat(signature: Signature, batch: Any) -> tuple[list[Any], Any]:
+    """The leaves of a batch in the order of the signature's inputs, and its label or None."""
     count = len(signature.inputs)
     if isinstance(batch, torch.Tensor | np.ndarray):
         if count == 1:
-            return [batch]
+            return [batch], None
         raise _misfit(signature, "one tensor")
     if isinstance(batch, Mapping):
         return _from_mapping(signature, dict(batch))
@@ -189,27 +209,28 @@ def _flat(signature: Signature, batch: Any) -> list[Any]:
         raise _misfit(signature, f"a {type(batch).__name__}")
     for args in (tuple(batch), (tuple(batch),), (list(batch),)):
         if pytree.tree_structure((args, {})) == signature.in_spec:
-            return pytree.tree_leaves(args)
+            return pytree.tree_leaves(args), None
     if len(batch) == 2 and isinstance(batch[0], tuple | list | Mapping):
-        return _flat(signature, batch[0])
+        return _flat(signature, batch[0])[0], batch[1]
     if len(batch) in (count, count + 1) and not any(
         isinstance(v, tuple | list | Mapping) for v in batch[:count]
     ):
-        return list(batch[:count])
+        return list(batch[:count]), batch[count] if len(batch) > count else None
     raise _misfit(signature, f"{len(batch)} values")
 
 
-def _from_mapping(signature: Signature, batch: dict[Any, Any]) -> list[Any]:
+def _from_mapping(signature: Signature, batch: dict[Any, Any]) -> tuple[list[Any], Any]:
     structures: tuple[Any, ...] = (((), batch), ((batch,), {}))
     for structure in structures:
         if pytree.tree_structure(structure) == signature.in_spec:
-            return pytree.tree_leaves(structure)
+            return pytree.tree_leaves(structure), None
     batch = {_own_name(signature, key): value for key, value in batch.items()}
     missing = [name for name in signature.inputs if name not in batch]
     unknown = [key for key in batch if key not in signature.inputs and key not in LABELS]
     if missing or unknown:
         raise _misfit(signature, f"a dict with keys {sorted(map(str, batch))}")
-    return [batch[name] for name in signature.inputs]
+    label = next((value for key, value in batch.items() if key not in signature.inputs), None)
+    return [batch[name] for name in signature.inputs], label
 
 
 def _own_name(signature: Signature, key: Any) -> Any:
