@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Real
 
 from fxcompress.errors import InputError
 
@@ -41,7 +40,9 @@ class Budget:
     def __post_init__(self) -> None:
         given = self.given()
         if not given:
-            raise InputError("a Budget without a bound", hint=f"bounds are {', '.join(UNITS)}: Budget(ms=3.0)")
+            raise InputError(
+                "a Budget without a bound", hint=f"bounds are {', '.join(UNITS)}: Budget(ms=3.0)"
+            )
         for name, value in given.items():
             if not (_share_of(value) is not None if isinstance(value, str) else _amount(value)):
                 raise InputError(
@@ -66,7 +67,7 @@ class Budget:
 
 
 def _amount(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _share_of(text: str) -> float | None:

@@ -1,68 +1,134 @@
-"""What to remove: how a plan is made from saliency, rules and a budget."""
+"""What to remove: how a plan is made from saliency, rules and budgets."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from fxcompress.analysis.groups import Analysis, Group
-from fxcompress.analysis.saliency import l2
+from fxcompress.analysis.evidence import Evidence
+from fxcompress.analysis.groups import Analysis
+from fxcompress.analysis.latency import LatencyPrice
+from fxcompress.analysis.saliency import score
+from fxcompress.axes.expression import Axis
 from fxcompress.errors import BudgetError, InputError
 from fxcompress.graph import walk
 from fxcompress.numerics.saliency import Scores
+from fxcompress.plan.bounds import bounds_of
 from fxcompress.plan.budget import Candidate, allocate
 from fxcompress.plan.protection import protection
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
+from fxcompress.plan.scope import in_scope
+from fxcompress.plan.width_rules import candidate, contracted, explicit_shares, fixed_width, width_step
 
 _OBSTACLES = 3
 """How many frozen tensors the refusal of a budget names."""
 
 
-def plan_pruning(analysis: Analysis, options: Prune, block: int) -> PruningPlan:
-    """Choose what to remove so that at most `1 - options.ratio` of the MACs remain.
+@dataclass(frozen=True)
+class Choices:
+    """What may be chosen: groups that may shrink, widths that are fixed by hand, groups that stay whole."""
+
+    candidates: tuple[Candidate, ...]
+    fixed: Mapping[str, int]
+    relaxed: Mapping[str, int]
+    protected: Mapping[str, str]
+    scores: Mapping[str, Scores]
+
+
+def plan_pruning(
+    analysis: Analysis,
+    options: Prune,
+    block: int,
+    *,
+    evidence: Evidence | None = None,
+    latency: LatencyPrice | None = None,
+) -> PruningPlan:
+    """Choose what to remove so that every bound of the options holds, the one that binds within a percent.
 
     Args:
         analysis: groups and prices of the program.
         options: how much, and by which rules.
         block: the target's channel block, used unless the options name one.
+        evidence: what the saliency needs beside the weights.
+        latency: the price in milliseconds, where the budget has a bound on them.
 
     Raises:
-        InputError: the program has no prunable group.
-        BudgetError: the budget is below the reachable minimum.
+        InputError: the program has no prunable group, a pattern matches nothing, or a bound in milliseconds
+            comes without a price.
+        BudgetError: a bound is below the reachable minimum.
     """
-    protected = protection(analysis, options)
-    scores = l2(analysis)
-    step = options.block or block
-    candidates = [
-        _candidate(group, scores[group.name], step, options.max_ratio)
-        for group in analysis.groups
-        if group.name not in protected
-    ]
-    if not candidates:
+    choices = choose_from(analysis, options, block, evidence)
+    axes = {group.name: group.axis for group in analysis.groups}
+    fixed = {axes[name]: width for name, width in choices.fixed.items()}
+    bounds = bounds_of(analysis, options, latency, _free(choices, axes), fixed)
+    widths, relaxed = dict(choices.fixed), dict(choices.relaxed)
+    if bounds:
+        try:
+            state = allocate(choices.candidates, bounds)
+        except BudgetError as error:
+            raise _with_obstacles(error, analysis) from None
+        widths.update(state.widths)
+        relaxed.update(state.relaxed)
+    return _plan(analysis, choices, widths, relaxed)
+
+
+def narrowest_plan(
+    analysis: Analysis, options: Prune, block: int, *, evidence: Evidence | None = None
+) -> PruningPlan:
+    """The plan of the narrowest widths that the rules allow: what no budget can go below."""
+    choices = choose_from(analysis, options, block, evidence)
+    widths = {**choices.fixed, **{item.name: item.floor(1) for item in choices.candidates}}
+    return _plan(analysis, choices, widths, {item.name: 1 for item in choices.candidates})
+
+
+def choose_from(analysis: Analysis, options: Prune, block: int, evidence: Evidence | None) -> Choices:
+    """Apply every rule that needs no price.
+
+    Raises:
+        InputError: the program has no prunable group, or a pattern matches nothing.
+    """
+    shares = explicit_shares(analysis, options.ratios)
+    protected = {name: reason for name, reason in protection(analysis, options).items() if name not in shares}
+    scores = score(analysis, options.criterion, evidence)
+    ranked = in_scope(analysis, scores, options.scope)
+    weights = contracted(analysis)
+    candidates, fixed, relaxed = [], {}, {}
+    for group in analysis.groups:
+        if group.name in protected:
+            continue
+        step = width_step(group, options.block or block, weights)
+        item = candidate(group, ranked[group.name], step, options)
+        if group.name in shares:
+            fixed[group.name], rung = fixed_width(shares[group.name], item, bool(group.statistics))
+            if rung < step:
+                relaxed[group.name] = rung
+        else:
+            candidates.append(item)
+    if not candidates and not fixed:
         raise InputError(
             "the model has no prunable group",
             hint="`fxcompress inspect` lists what is frozen or protected, and why",
         )
-    axes = {group.name: group.axis for group in analysis.groups}
+    return Choices(tuple(candidates), fixed, relaxed, protected, scores)
 
-    def macs(widths: Mapping[str, int]) -> float:
-        return analysis.price.macs.at({axes[name]: width for name, width in widths.items()})
 
-    full = macs({})
-    try:
-        state = allocate(candidates, macs, full * (1 - options.ratio))
-    except BudgetError as error:
-        raise _with_obstacles(error, analysis) from None
+def _free(choices: Choices, axes: Mapping[str, Axis]) -> dict[Axis, str]:
+    return {axes[item.name]: item.name for item in choices.candidates}
+
+
+def _plan(
+    analysis: Analysis, choices: Choices, widths: Mapping[str, int], relaxed: Mapping[str, int]
+) -> PruningPlan:
     channels = {
-        item.name: _best(item.scores, state.widths[item.name])
-        for item in candidates
-        if state.widths[item.name] < item.size
+        group.name: _best(choices.scores[group.name], widths[group.name])
+        for group in analysis.groups
+        if widths.get(group.name, group.size) < group.size
     }
-    relaxed = {name: granted for name, granted in state.relaxed.items() if name in channels}
-    return make_plan(analysis, channels, protected, relaxed)
+    granted = {name: step for name, step in relaxed.items() if name in channels}
+    return make_plan(analysis, channels, choices.protected, granted)
 
 
 def _with_obstacles(error: BudgetError, analysis: Analysis) -> BudgetError:
@@ -80,15 +146,6 @@ def _with_obstacles(error: BudgetError, analysis: Analysis) -> BudgetError:
         for _, name in sorted(whole, reverse=True)[:_OBSTACLES]
     ]
     return error.note(f"frozen as a whole are {', '.join(named)}") if named else error
-
-
-def _candidate(group: Group, scores: Scores, block: int, max_ratio: float) -> Candidate:
-    """Alignment is wanted of the tensors: an index that stands for many positions may step more finely."""
-    step = block // math.gcd(block, group.positions)
-    removable = int(group.size * max_ratio + 1e-9)
-    # A deviation over a single position is no number.
-    least = 2 if group.statistics else 1
-    return Candidate(group.name, scores, step, min(group.size, max(least, group.size - removable)))
 
 
 def _best(scores: Scores, count: int) -> tuple[int, ...]:
