@@ -17,8 +17,8 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.ao.quantization import FakeQuantizeBase
 from torch.fx import Node
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import InputError
@@ -63,7 +63,7 @@ def _refuse_modules(model: nn.Module) -> None:
 
 def _refuse_tensors(model: nn.Module) -> None:
     for name, tensor in _tensors(model):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise InputError(
                 f"{name} has no shape yet: the model has a lazy module that never ran",
                 hint="call the model once and load its weights first",
@@ -75,7 +75,7 @@ def _refuse_tensors(model: nn.Module) -> None:
         if tensor.device.type != "cpu":
             raise InputError(
                 f"the model is on {tensor.device} ({name})",
-                hint="pass model.cpu() and inputs on the CPU: programs are captured, proven and measured there",
+                hint="pass model.cpu() and inputs on the CPU: that is where programs are captured and proven",
             )
         if tensor.is_inference():
             raise InputError(

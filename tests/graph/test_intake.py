@@ -223,7 +223,7 @@ def fake_quantized() -> nn.Module:
 
 
 def scripted_inside() -> nn.Module:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="script"):
         return nn.Sequential(torch.jit.script(nn.Conv2d(3, 8, 3)), nn.ReLU()).eval()
 
 
