@@ -11,9 +11,10 @@ import torch
 
 from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
+from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.api.request import Request
-from fxcompress.errors import NotSupported
+from fxcompress.errors import InputError, NotSupported
 from fxcompress.graph import walk
 from fxcompress.graph.agreement import random_nodes
 from fxcompress.graph.inputs import batches as flat_batches
@@ -65,8 +66,10 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     trainable, pruning = original, None
     proofs: tuple[Proof, ...] = ()
     if request.prune is not None:
+        evidence = _evidence(request, analysis, journal)
         with journal.step("plan-pruning"):
-            pruning = plan_pruning(analysis, request.prune, request.target.channel_block)
+            block = request.target.channel_block
+            pruning = plan_pruning(analysis, request.prune, block, evidence=evidence)
         trainable = journal.apply(PruneChannels(pruning), original)
         with journal.step("prove-pruning"):
             proofs = (_masked(original, trainable, pruning),)
@@ -86,6 +89,22 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     return Compressed(
         original, analysis, trainable, deployed, quantized, pruning, quantization, samples, proofs, notes
     )
+
+
+def _evidence(request: Request, analysis: Analysis, journal: Journal) -> Evidence | None:
+    """What the saliency needs beside the weights; the calibration data is read for it, and again later."""
+    if request.prune is None or request.calibration is None:
+        return None
+    needs = needs_of(request.prune.criterion)
+    if not needs:
+        return None
+    if isinstance(request.calibration, Iterator):
+        raise InputError(
+            f"saliency {request.prune.criterion.kind!r} reads the calibration data before it is needed again",
+            hint="pass a list of batches or a DataLoader, which can be read more than once",
+        )
+    with journal.step("gather-evidence"):
+        return gather(analysis.program, request.calibration, needs, request.prune.loss)
 
 
 def refuse_random(program: Program) -> None:
