@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import io
 import linecache
 import logging
 import traceback
 import warnings
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +59,12 @@ def _clone(tree: Any) -> Any:
 
 def export(model: nn.Module, example: Example, dynamic: Dynamic) -> ExportedProgram:
     """Export a model, quietly; raises CaptureError with the user's line and what to do."""
-    shapes = dynamic.for_export(model, example)
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), _keywords_by_name(model, example):
             warnings.simplefilter("ignore")
+            shapes = dynamic.for_export(model, example)
             return torch.export.export(
                 model, _clone(example.args), _clone(example.kwargs), dynamic_shapes=shapes, strict=False
             )
@@ -69,6 +72,35 @@ def export(model: nn.Module, example: Example, dynamic: Dynamic) -> ExportedProg
         raise _explain(error, dynamic) from error
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def _keywords_by_name(model: nn.Module, example: Example) -> Iterator[None]:
+    """For a while, `forward(**inputs)` has a parameter for each keyword of the example.
+
+    `torch.export` (2.13) looks up the dynamic dimensions of what went into `**inputs` in two ways that do not
+    agree.
+    """
+    signature = inspect.signature(model.forward)
+    listed = list(signature.parameters.values())
+    names = [name for name in example.kwargs if name not in signature.parameters]
+    if not names or listed[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        yield
+        return
+    original, shadowed = model.forward, model.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    spelled = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    forward.__signature__ = signature.replace(parameters=[*listed[:-1], *spelled])  # type: ignore[attr-defined]
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward")
+        if shadowed is not None:
+            model.__dict__["forward"] = shadowed
 
 
 def confirmed(exported: ExportedProgram, dynamic: Dynamic) -> tuple[Dynamic, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from fxcompress.graph.capture import capture
 from fxcompress.graph.wellformed import well_formed
@@ -49,3 +50,23 @@ def test_swin_masks_written_by_slices_are_constants() -> None:
     )
     program = capture(transformers.SwinModel(config).eval(), torch.randn(1, 3, 32, 32))
     assert not any("scatter" in str(node.target) for node in program.graph.nodes)
+
+
+def test_keywords_without_a_parameter_of_their_own_have_a_dynamic_batch() -> None:
+    """`torch.export` 2.13 stops with "Must provide a tree_name" on the dynamic dimensions of `**inputs`."""
+    model = Keywords().eval()
+    forward = model.forward
+    program = capture(model, {"x": torch.randn(2, 4), "shift": torch.randn(2, 1)})
+    assert program.signature.dynamic == {"x": {0: "batch"}, "shift": {0: "batch"}}
+    inputs = {"x": torch.randn(5, 4), "shift": torch.randn(5, 1)}
+    torch.testing.assert_close(program(**inputs), model(**inputs))
+    assert model.forward == forward, "the model is as it was"
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(inputs["x"]) + inputs["shift"]
