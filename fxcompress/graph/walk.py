@@ -135,11 +135,18 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
 def module_path(node: fx.Node) -> str:
     """Qualified name of the module that made a node, `""` for the model itself or when unknown."""
     stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    path = re.sub(r"^L\['self'\]\.?", "", path)
-    return _CALL_SUFFIX.sub("", path)
+    return _path(list(stack.values())[-1][0]) if stack else ""
+
+
+def module_types(program: Holder) -> dict[str, str]:
+    """By path of every module that made a node, its type as `package.module.Name`; `""` is the model."""
+    stacks = (node.meta.get("nn_module_stack") or {} for node in program.module.graph.nodes)
+    return {_path(entry[0]): str(entry[1]) for stack in stacks for entry in stack.values()}
+
+
+def _path(entry: object) -> str:
+    """The path of a module without the marks of tracing: `L['self'].a@1` is `a`."""
+    return _CALL_SUFFIX.sub("", re.sub(r"^L\['self'\]\.?", "", str(entry)))
 
 
 def source(node: fx.Node) -> str | None:

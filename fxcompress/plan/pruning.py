@@ -93,14 +93,15 @@ def choose_from(analysis: Analysis, options: Prune, block: int, evidence: Eviden
     shares = explicit_shares(analysis, options.ratios)
     protected = {name: reason for name, reason in protection(analysis, options).items() if name not in shares}
     scores = score(analysis, options.criterion, evidence)
-    ranked = in_scope(analysis, scores, options.scope)
+    open_groups = [name for name in scores if name not in protected and name not in shares]
+    ranked = in_scope(analysis, {name: scores[name] for name in open_groups}, options.scope)
     weights = contracted(analysis)
     candidates, fixed, relaxed = [], {}, {}
     for group in analysis.groups:
         if group.name in protected:
             continue
         step = width_step(group, options.block or block, weights)
-        item = candidate(group, ranked[group.name], step, options)
+        item = candidate(group, ranked.get(group.name, scores[group.name]), step, options)
         if group.name in shares:
             fixed[group.name], rung = fixed_width(shares[group.name], item, bool(group.statistics))
             if rung < step:

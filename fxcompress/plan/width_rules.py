@@ -13,6 +13,7 @@ from fxcompress.graph import walk
 from fxcompress.numerics.saliency import Scores
 from fxcompress.ops.cost import MACS
 from fxcompress.plan.budget import Candidate
+from fxcompress.plan.protection import Names
 from fxcompress.plan.prune import Prune
 
 
@@ -76,20 +77,21 @@ def fixed_width(share: float, item: Candidate, statistics: bool) -> tuple[int, i
 
 
 def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, float]:
-    """By group name, the share that the first matching pattern of parameter names removes.
+    """By group name, the share that patterns of parameter names remove.
 
     Raises:
-        InputError: a pattern that matches no prunable group.
+        InputError: a pattern that matches no prunable group, or two that ask different shares of one.
     """
+    names = Names(analysis)
     shares: dict[str, float] = {}
     for pattern, share in ratios.items():
+        tensors = names.matching(pattern)
         matched = [
             group.name
             for group in analysis.groups
             if any(
-                fnmatch.fnmatchcase(name, pattern)
+                member.tensor in tensors or fnmatch.fnmatchcase(str(member), pattern)
                 for member in group.members
-                for name in (member.tensor, str(member))
             )
         ]
         if not matched:
@@ -99,5 +101,9 @@ def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str
                 "`fxcompress inspect` lists what is frozen",
             )
         for name in matched:
-            shares.setdefault(name, share)
+            if shares.setdefault(name, share) != share:
+                raise InputError(
+                    f"ratios asks to remove both {shares[name]} and {share} of the group {name!r}",
+                    hint="coupled layers are one group: `fxcompress inspect` lists the members of each",
+                )
     return shares
