@@ -1,13 +1,16 @@
 """The vocabulary of the compiler: one file per pass, each an edit without policy."""
 
 from fxcompress.passes.contract import Decline, Outcome, Pass
+from fxcompress.passes.copy_shared_tables import CopySharedTables
 from fxcompress.passes.fold_parameters import FoldParameters
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.passes.remove_identities import RemoveIdentities
+from fxcompress.passes.split_packed_linears import SplitPackedLinears
 
 __all__ = [
+    "CopySharedTables",
     "Decline",
     "FoldParameters",
     "FuseBatchNorm",
@@ -16,4 +19,5 @@ __all__ = [
     "PruneChannels",
     "QuantizeTensors",
     "RemoveIdentities",
+    "SplitPackedLinears",
 ]

@@ -19,7 +19,8 @@ from fxcompress.graph.program import Program
 from fxcompress.ops.dimensions.space import Space
 from fxcompress.ops.resize import Change, Resizing, Scaled, resize
 from fxcompress.passes.contract import Outcome
-from fxcompress.plan.pruning_plan import PruningPlan
+from fxcompress.passes.loosening import loosened
+from fxcompress.plan.pruning_plan import PruningPlan, stated
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,23 @@ class PruneChannels:
     name: ClassVar[str] = "prune-channels"
 
     def run(self, program: Program) -> Outcome:
-        """Apply the plan; raises InputError when it was made for another program."""
+        """Apply the plan, after the rewrites that it was made after where the program lacks them.
+
+        Raises:
+            InputError: the plan was made for another program.
+        """
         if not self.plan.channels:
             return Outcome(program, ())
-        result = program.copy()
+        result = loosened(program, self.plan.rewrites).copy()
         analysis = analyse(result)
         indices = self.plan.indices(analysis)
         changed = _remove(result, analysis.space, indices)
-        if changed != self.plan.kept:
+        if stated(result, changed) != (self.plan.kept, self.plan.copies):
             raise InputError(
                 "the plan's parameter positions do not follow from its groups on this program",
                 hint="apply a plan to the program that it was made for",
             )
+        result.origins = result.origins.after(changed)
         edit.tidy(result)
         edit.reinfer(result)
         lines = [

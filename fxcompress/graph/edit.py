@@ -40,8 +40,11 @@ def _like(old: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def add_tensor(program: Holder, name: str, tensor: torch.Tensor, trainable: bool = False) -> fx.Node:
-    """Store a tensor under a new name and return its get_attr node, placed before the first operator.
+def add_tensor(
+    program: Holder, name: str, tensor: torch.Tensor, trainable: bool = False, after: fx.Node | None = None
+) -> fx.Node:
+    """Store a tensor under a new name and return its get_attr node, right `after` another one if that is
+    given, else before the first operator.
 
     A name that is taken gets a number. The node has its `meta["val"]`.
     """
@@ -53,7 +56,7 @@ def add_tensor(program: Holder, name: str, tensor: torch.Tensor, trainable: bool
     stored = nn.Parameter(tensor.detach()) if trainable else tensor.detach()
     attach(program.module, unique, stored)
     graph = program.module.graph
-    with graph.inserting_before(_first_operator(graph)):
+    with graph.inserting_before(_first_operator(graph)) if after is None else graph.inserting_after(after):
         node = graph.create_node("get_attr", unique, name=unique.replace(".", "_"))
     mode = _fake_mode(program)
     if mode is not None:

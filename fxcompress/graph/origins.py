@@ -84,12 +84,16 @@ class Origins:
             stay = set(dims[origin.dim])
             found = tuple(place for place, position in enumerate(origin.positions) if position in stay)
             dims[origin.dim] = found
-        return {dim: stay for dim, stay in dims.items() if dim != origin.dim or len(stay) < len(origin.positions)}
+        return {
+            dim: stay for dim, stay in dims.items() if dim != origin.dim or len(stay) < len(origin.positions)
+        }
 
     def after(self, kept: Kept) -> Origins:
-        """The origins once tensors have shrunk: positions are counted in what is left of the user's tensor."""
+        """The origins once tensors have shrunk: positions count what is left of the user's tensor."""
         made = dict(self.tensors)
-        for user in dict.fromkeys(origin.tensor for origin in self.tensors.values() if origin.dim is not None):
+        for user in dict.fromkeys(
+            origin.tensor for origin in self.tensors.values() if origin.dim is not None
+        ):
             parts = self._parts(user)
             left = {name: _staying(origin, kept.get(name, {})) for name, origin in parts.items()}
             ranks = {place: rank for rank, place in enumerate(sorted(sum(left.values(), ())))}

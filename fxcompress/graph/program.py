@@ -121,9 +121,7 @@ class Program:
     def _with(self, tensors: dict[str, torch.Tensor], example: Example) -> Program:
         """A copy with other tensors of the same names."""
         module = assemble(copy_graph(self.graph), tensors, self.signature, training=self.training)
-        return Program(
-            module, self.signature, example, list(self.notes), list(self.history), self.origins
-        )
+        return Program(module, self.signature, example, list(self.notes), list(self.history), self.origins)
 
     def train(self, mode: bool = True) -> Self:
         """Switch batch norms and dropouts to training mode, in place."""

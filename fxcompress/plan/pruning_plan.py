@@ -1,9 +1,16 @@
-"""The pruning plan: which indices of which group stay, as data to print, edit, save and apply."""
+"""The pruning plan: which indices of which group stay, as data to print, edit, save and apply.
+
+plan = make_plan(analysis, {"conv1.weight[0]": (0, 2, 5)})     # a plan of one's own
+plan = plan.with_channels(analysis, {"conv1.weight[0]": range(4)})     # a plan edited
+plan.save("plan.json"); PruneChannels(PruningPlan.load("plan.json")).run(program)     # in another process
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +20,10 @@ from fxcompress.analysis.groups import Analysis, Group
 from fxcompress.axes.expression import Axis
 from fxcompress.axes.positions import Indices, kept
 from fxcompress.errors import InputError
+from fxcompress.graph.atomic import write_atomically
+from fxcompress.graph.module import tied
+from fxcompress.graph.origins import Kept
+from fxcompress.graph.program import Program
 
 
 @dataclass(frozen=True)
@@ -22,10 +33,15 @@ class PruningPlan:
     Args:
         channels: by group name, the indices that stay, ascending; groups that stay whole are not listed.
         sizes: the original size of each listed group.
-        kept: by parameter name and dimension, the positions that stay, in the user's coordinates.
+        kept: by tensor name and dimension, the positions that stay, in the user's names and coordinates,
+            whatever was rewritten before the analysis. A tensor of several names is listed under each.
         protected: by group name, why a prunable group was left whole.
         relaxed: by group name, the width granularity where it is finer than the target's.
         before, after: exact costs.
+        rewrites: the rewrites that the analysed program went through; `PruneChannels` applies them first
+            where a program lacks them.
+        copies: what is kept of each copy of a table that several layers read; copies have names of their
+            own, for they may be cut differently, and are not listed in `kept`.
     """
 
     channels: Mapping[str, tuple[int, ...]]
@@ -35,6 +51,8 @@ class PruningPlan:
     relaxed: Mapping[str, int]
     before: Cost
     after: Cost
+    rewrites: tuple[str, ...] = ()
+    copies: Kept = field(default_factory=dict)
 
     def indices(self, analysis: Analysis) -> dict[Axis, Indices]:
         """The plan as kept indices by leaf axis of an analysis of the same program."""
@@ -57,13 +75,13 @@ class PruningPlan:
         return {
             "channels": {name: list(stay) for name, stay in self.channels.items()},
             "sizes": dict(self.sizes),
-            "kept": {
-                name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in self.kept.items()
-            },
+            "kept": _plain(self.kept),
             "protected": dict(self.protected),
             "relaxed": dict(self.relaxed),
             "before": vars(self.before),
             "after": vars(self.after),
+            "rewrites": list(self.rewrites),
+            "copies": _plain(self.copies),
         }
 
     @classmethod
@@ -73,20 +91,70 @@ class PruningPlan:
             return cls(
                 channels={name: tuple(stay) for name, stay in data["channels"].items()},
                 sizes={name: int(data["sizes"][name]) for name in data["channels"]},
-                kept={
-                    name: {int(dim): tuple(stay) for dim, stay in dims.items()}
-                    for name, dims in data["kept"].items()
-                },
+                kept=_read(data["kept"]),
                 protected=dict(data["protected"]),
                 relaxed=dict(data["relaxed"]),
                 before=Cost(**data["before"]),
                 after=Cost(**data["after"]),
+                rewrites=tuple(data.get("rewrites", ())),
+                copies=_read(data.get("copies", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"this is not a pruning plan: {type(error).__name__}: {error}",
                 hint="pass what `PruningPlan.to_dict` returned",
             ) from error
+
+    def with_channels(self, analysis: Analysis, channels: Mapping[str, Iterable[int] | None]) -> PruningPlan:
+        """The plan with other choices for these groups; None leaves a group whole.
+
+        Args:
+            analysis: of the program that the plan was made for.
+            channels: by group name, the indices that stay.
+        """
+        merged = dict(self.channels)
+        for name, stay in channels.items():
+            group = analysis.group(name)
+            merged.pop(group.name, None)
+            if stay is not None:
+                merged[group.name] = tuple(stay)
+        protected = {name: reason for name, reason in self.protected.items() if name not in merged}
+        relaxed = {
+            name: step for name, step in self.relaxed.items() if merged.get(name) == self.channels.get(name)
+        }
+        return make_plan(analysis, merged, protected, relaxed)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON; raises InputError where the path cannot be written."""
+        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode("utf-8"))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The plan that `save` wrote, or that of a `plan.json` of a result.
+
+        Raises:
+            InputError: the file is missing, is no JSON, or holds no pruning plan.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read: {error.strerror or error}", hint="check the path"
+            ) from error
+        except ValueError as error:
+            raise InputError(
+                f"{path.name} is not JSON: {error}", hint="write one with plan.save(path)"
+            ) from error
+        if isinstance(data, dict) and isinstance(data.get("pruning"), dict):
+            data = data["pruning"]
+        if not isinstance(data, dict):
+            raise InputError(f"{path.name} is not a pruning plan", hint="write one with plan.save(path)")
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            error.note(f"while reading {path.name}")
+            raise
 
     def __str__(self) -> str:
         lines = [
@@ -100,6 +168,17 @@ class PruningPlan:
         return "\n".join(lines)
 
 
+def _plain(kept: Kept) -> dict[str, dict[str, list[int]]]:
+    return {name: {str(dim): list(stay) for dim, stay in dims.items()} for name, dims in kept.items()}
+
+
+def _read(data: Mapping[str, Mapping[str, Iterable[int]]]) -> dict[str, dict[int, tuple[int, ...]]]:
+    return {
+        name: {int(dim): tuple(int(place) for place in stay) for dim, stay in dims.items()}
+        for name, dims in data.items()
+    }
+
+
 def make_plan(
     analysis: Analysis,
     channels: Mapping[str, tuple[int, ...]],
@@ -111,15 +190,26 @@ def make_plan(
     indices = {groups[name].axis: np.asarray(stay, dtype=np.int64) for name, stay in channels.items()}
     for name, stay in channels.items():
         _check_choice(groups[name], stay)
+    of_user, of_copies = stated(analysis.program, _kept(analysis, indices))
     return PruningPlan(
         channels={groups[name].name: tuple(stay) for name, stay in channels.items()},
         sizes={group.name: group.size for group in groups.values()},
-        kept=_kept(analysis, indices),
+        kept=of_user,
         protected=dict(protected or {}),
         relaxed=dict(relaxed or {}),
         before=analysis.price.at({}),
         after=analysis.price.at({axis: len(stay) for axis, stay in indices.items()}),
+        rewrites=analysis.program.origins.rewrites,
+        copies=of_copies,
     )
+
+
+def stated(program: Program, kept: Kept) -> tuple[Kept, Kept]:
+    """What is kept of a program's tensors, in the user's names and coordinates, and under those of copies."""
+    names = {alias: every for every in tied(program.module).values() for alias in every}
+    everywhere = {alias: dims for name, dims in kept.items() for alias in names[name]}
+    of_user, of_copies = program.origins.stated(everywhere)
+    return dict(sorted(of_user.items())), dict(sorted(of_copies.items()))
 
 
 def _check_choice(group: Group, stay: tuple[int, ...]) -> None:

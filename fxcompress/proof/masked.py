@@ -22,11 +22,13 @@ from torch.fx.node import map_arg
 
 from fxcompress.analysis.groups import analyse
 from fxcompress.axes.positions import Indices, kept
+from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor
 from fxcompress.graph.program import Program
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.consumption import Operand, consumed
 from fxcompress.ops.resize import Resizing, resize
+from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.proof.comparison import Equivalence, equivalence
 
@@ -34,8 +36,11 @@ from fxcompress.proof.comparison import Equivalence, equivalence
 def masked_equivalence(before: Program, after: Program, plan: PruningPlan, *, seed: int = 0) -> Equivalence:
     """Prove that `after` is `before` without the channels that `plan` removes.
 
+    Where the plan was made after rewrites that `before` lacks, it is first proven that they change nothing;
+    channels are then switched off in the rewritten original.
+
     Args:
-        before: the program the plan was made for.
+        before: the user's program, or what the plan was made for.
         after: the pruned program.
         plan: what was removed.
         seed: of the other inputs.
@@ -43,7 +48,10 @@ def masked_equivalence(before: Program, after: Program, plan: PruningPlan, *, se
     Raises:
         ProofError: an output differs by more than 1e-9 relative, is NaN, or has another shape.
     """
-    reference, pruned = before.to(torch.float64).eval(), after.to(torch.float64).eval()
+    original, pruned = before.to(torch.float64).eval(), after.to(torch.float64).eval()
+    reference = loosened(original, plan.rewrites)
+    if reference is not original:
+        equivalence(Executor(original), reference, seed)
     return equivalence(MaskedExecutor(reference, plan), pruned, seed)
 
 
@@ -55,7 +63,10 @@ class MaskedExecutor(Executor):
         analysis = analyse(program)
         self.space = analysis.space
         self.indices = plan.indices(analysis)
-        self.stored = plan.kept
+        self.stored = {
+            name: program.origins.own(name, plan.kept, plan.copies)
+            for name in (str(node.target) for node in walk.tensor_nodes(program))
+        }
         self.resizing = Resizing(self.space, {axis: len(stay) for axis, stay in self.indices.items()})
         self.tagged = {name for axis in self.indices for name in axis.statistics}
 
