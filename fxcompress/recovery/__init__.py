@@ -1,0 +1,1 @@
+"""Training around compression: rounds of pruning, masks that hold, regularizers that prepare."""
