@@ -13,6 +13,7 @@ from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
+from fxcompress.api.latency import Removal, plan_removal
 from fxcompress.api.request import Request
 from fxcompress.errors import InputError, NotSupported
 from fxcompress.graph import walk
@@ -24,13 +25,11 @@ from fxcompress.measure import batch_symbol
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
-from fxcompress.plan.pruning import plan_pruning
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
 from fxcompress.proof.comparison import TOLERANCE
 from fxcompress.proof.masked import masked_equivalence
-from fxcompress.recipes import LOSSLESS
-from fxcompress.report.report import Proof
+from fxcompress.report.report import LatencyBudget, Proof
 
 Batch = Sequence[torch.Tensor]
 
@@ -56,24 +55,26 @@ class Compressed:
     samples: tuple[Batch, ...]
     proofs: tuple[Proof, ...]
     notes: tuple[str, ...]
+    latency_budget: LatencyBudget | None = None
 
 
 def compress(request: Request, original: Program, journal: Journal) -> Compressed:
     """Prune, fold and quantize as the request asks; the original stays as it is."""
     refuse_random(original)
+    start = journal.apply_all(request.recipe.before, original)
     with journal.step("analyse"):
-        analysis = analyse(original)
-    trainable, pruning = original, None
+        analysis = analyse(start)
+    trainable, pruning = start, None
+    removal: Removal | None = None
     proofs: tuple[Proof, ...] = ()
     if request.prune is not None:
         evidence = _evidence(request, analysis, journal)
-        with journal.step("plan-pruning"):
-            block = request.target.channel_block
-            pruning = plan_pruning(analysis, request.prune, block, evidence=evidence)
-        trainable = journal.apply(PruneChannels(pruning), original)
+        removal = plan_removal(request, request.prune, analysis, evidence, journal)
+        pruning = removal.plan
+        trainable = journal.apply(PruneChannels(pruning), start)
         with journal.step("prove-pruning"):
-            proofs = (_masked(original, trainable, pruning),)
-    deployed = journal.apply_all(LOSSLESS, trainable)
+            proofs = (_masked(start, trainable, pruning),)
+    deployed = journal.apply_all(request.recipe.after, trainable)
     samples, calibration = _samples(original, request.calibration)
     quantized = quantization = None
     if request.quantize is not None:
@@ -83,11 +84,21 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         with journal.step("plan-quantization"):
             quantization = plan_quantization(deployed, ranges, request.target, request.quantize)
         quantized = journal.apply(QuantizeTensors(quantization), deployed)
-    notes = (*_uncounted(original), *_notes(pruning, quantization))
+    notes = (*(removal.notes if removal else ()), *_uncounted(original), *_notes(pruning, quantization))
     if quantized is deployed:
         quantized = quantization = None
     return Compressed(
-        original, analysis, trainable, deployed, quantized, pruning, quantization, samples, proofs, notes
+        original,
+        analysis,
+        trainable,
+        deployed,
+        quantized,
+        pruning,
+        quantization,
+        samples,
+        proofs,
+        notes,
+        removal.latency if removal else None,
     )
 
 

@@ -132,6 +132,7 @@ def report_of(
         candidates=tuple(_candidate(item, findings) for item in candidates),
         proofs=findings.proofs,
         operators=_operators(winner, made.quantization),
+        latency_budget=made.latency_budget,
         settings=request.settings,
         seconds=findings.seconds,
     )

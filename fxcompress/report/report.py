@@ -141,6 +141,29 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class LatencyRound:
+    """One round of a budget in milliseconds: what was predicted for a plan and what its model took."""
+
+    predicted_ms: float
+    measured_ms: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """A budget in milliseconds: asked, the original, the chosen plan, and the rounds that led to it.
+
+    All are on the clock of the first measurement of the original; later ones count by their ratio to it.
+    """
+
+    asked_ms: float
+    original_ms: float
+    predicted_ms: float
+    measured_ms: float
+    rounds: tuple[LatencyRound, ...] = ()
+
+
+@dataclass(frozen=True)
 class Operators:
     """Integer operators: how many the plan meant, how many the runtime executes, which fell back."""
 
@@ -172,6 +195,7 @@ class Report:
     candidates: tuple[Candidate, ...] = ()
     proofs: tuple[Proof, ...] = ()
     operators: Operators | None = None
+    latency_budget: LatencyBudget | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 
@@ -208,6 +232,7 @@ class Report:
             candidates=tuple(_build(Candidate, entry) for entry in data.get("candidates", ())),
             proofs=tuple(_build(Proof, entry) for entry in data.get("proofs", ())),
             operators=_optional(Operators, data.get("operators")),
+            latency_budget=_latency_budget(data.get("latency_budget")),
             settings=dict(data.get("settings", {})),
             seconds=data.get("seconds"),
         )
@@ -241,6 +266,13 @@ def _prunability(data: Mapping[str, Any] | None) -> Prunability | None:
     if data is None:
         return None
     return Prunability(_build(Reachable, data["params"]), _build(Reachable, data["macs"]))
+
+
+def _latency_budget(data: Mapping[str, Any] | None) -> LatencyBudget | None:
+    if data is None:
+        return None
+    rounds = tuple(_build(LatencyRound, entry) for entry in data.get("rounds", ()))
+    return dataclasses.replace(_build(LatencyBudget, data), rounds=rounds)
 
 
 def _pass_entry(data: Mapping[str, Any]) -> PassEntry:

@@ -76,6 +76,14 @@ def summary(report: Report) -> Table:
             f"mean {units.significant(report.output_error.mean)}",
             "",
         )
+    if report.latency_budget is not None:
+        budget = report.latency_budget
+        made.add_row(
+            "latency asked",
+            units.milliseconds(budget.original_ms),
+            f"{units.milliseconds(budget.measured_ms)} of {units.milliseconds(budget.asked_ms)}",
+            units.ratio(budget.measured_ms / budget.original_ms),
+        )
     if report.operators is not None:
         made.add_row(
             "INT8 operators", "", f"{report.operators.executed} of {report.operators.intended} meant", ""
