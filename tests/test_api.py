@@ -21,6 +21,7 @@ from fxcompress.errors import BudgetError, CompressError, InputError, NotSupport
 from fxcompress.graph.edit import set_tensor
 from fxcompress.graph.program import Program
 from fxcompress.passes.contract import Outcome
+from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.runtime.session import SessionError
 from fxcompress.runtime.timing import Comparison
@@ -358,7 +359,10 @@ def test_takes_what_is_already_captured(model: nn.Module, program: Program, tmp_
         ({"max_drop": 0.1}, InputError, "max_drop needs evaluate"),
         ({"max_drop": -1, "evaluate": len}, InputError, "max_drop=-1"),
         ({"recover": "distill"}, NotSupported, "recover"),
-        ({"recipe": "recipe.json"}, NotSupported, "recipe"),
+        ({"recipe": "recipe.json"}, InputError, r"no recipe 'recipe\.json'[\s\S]*half-int8"),
+        ({"recipe": "half", "prune": 0.5}, InputError, "pass either"),
+        ({"recipe": 3}, InputError, "neither a Recipe nor a path"),
+        ({"recipe": "int8"}, InputError, "needs calibration"),
     ],
 )
 def test_refuses_before_any_work(options: dict[str, Any], kind: type[CompressError], message: str) -> None:
@@ -442,7 +446,7 @@ class WrongFold:
 
 
 def test_a_wrong_fold_is_not_returned(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress, "LOSSLESS", (*compress.LOSSLESS, WrongFold()))
+    monkeypatch.setattr(FuseBatchNorm, "run", WrongFold.run)
     with pytest.raises(ProofError, match="while running prove-float"):
         fxcompress.optimize(program)
 

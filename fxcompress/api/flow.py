@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,9 +19,8 @@ from fxcompress.api.request import (
     Model,
     Request,
     program_of,
-    pruning_options,
-    quantization_options,
     refuse_unbuilt,
+    stages,
 )
 from fxcompress.api.result import Plan, Result
 from fxcompress.errors import NotSupported
@@ -30,6 +30,7 @@ from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runn
 from fxcompress.pipeline import Journal, Progress
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
+from fxcompress.recipes.recipe import Recipe
 from fxcompress.report.report import Proof, Report
 from fxcompress.runtime.session import LARGE, tensor_bytes
 from fxcompress.runtime.timing import Comparison
@@ -55,7 +56,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     opset: int | None = None,
     threads: int = 1,
     batch: int = 1,
-    recipe: Any = None,
+    recipe: str | os.PathLike[str] | Recipe | None = None,
     progress: Progress | None = None,
     trust: bool = False,
 ) -> Result:
@@ -83,7 +84,8 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         opset: version of the ONNX operators.
         threads: threads that latency is measured with.
         batch: samples per timed call.
-        recipe: not built yet.
+        recipe: instead of `prune` and `quantize`, the stages in the order they run: a `Recipe`, the path of a
+            TOML file, or the name of a recipe that comes with the package.
         progress: called with the name of every step as it begins.
         trust: load a `.pt2` file without screening it; such a file can run code.
 
@@ -98,10 +100,9 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         UnsafeFile: the `.pt2` or `.fxc` file could run code.
     """
     start = time.perf_counter()
-    refuse_unbuilt(recover, recipe)
+    refuse_unbuilt(recover)
     request = Request(
-        prune=pruning_options(prune),
-        quantize=quantization_options(quantize),
+        recipe=stages(prune, quantize, recipe),
         calibration=calibration,
         evaluate=evaluate,
         max_drop=max_drop,

@@ -20,6 +20,8 @@ from fxcompress.measure import ModelCall
 from fxcompress.pipeline import Progress
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
+from fxcompress.recipes.reading import load_recipe
+from fxcompress.recipes.recipe import Recipe, recipe_of
 from fxcompress.targets.target import Target
 
 Model = nn.Module | ExportedProgram | Program | str | os.PathLike[str]
@@ -28,10 +30,9 @@ OBJECTIVES = ("latency", "size")
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. `optimize` documents the fields; `prune` and `quantize` are options by now."""
+    """What was asked for. `optimize` documents the fields; the recipe holds `prune` and `quantize` too."""
 
-    prune: Prune | None
-    quantize: Quantize | None
+    recipe: Recipe
     calibration: Iterable[Any] | None
     evaluate: Callable[[ModelCall], float] | None
     max_drop: float | None
@@ -82,6 +83,16 @@ class Request:
             )
 
     @property
+    def prune(self) -> Prune | None:
+        """How to prune, if at all."""
+        return self.recipe.prune
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """How to quantize, if at all."""
+        return self.recipe.quantize
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the report repeats of the arguments."""
         return {
@@ -93,6 +104,7 @@ class Request:
             "threads": self.threads,
             "batch": self.batch,
             "opset": self.opset,
+            "recipe": str(self.recipe),
         }
 
 
@@ -117,15 +129,39 @@ def quantization_options(quantize: str | Quantize | None) -> Quantize | None:
     return Quantize(scheme=quantize)
 
 
-def refuse_unbuilt(recover: object, recipe: object) -> None:
+def stages(
+    prune: float | Prune | None,
+    quantize: str | Quantize | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
+) -> Recipe:
+    """The recipe that was passed, or the one that the keywords stand for; not both.
+
+    Raises:
+        InputError: both, or a recipe that is none.
+    """
+    if recipe is None:
+        return recipe_of(pruning_options(prune), quantization_options(quantize))
+    if prune is not None or quantize is not None:
+        raise InputError(
+            "recipe= stands for prune= and quantize=: pass either",
+            hint="write the stages into the recipe, or leave it out",
+        )
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str | os.PathLike):
+        raise InputError(
+            f"recipe={recipe!r} is neither a Recipe nor a path", hint="pass the path of a .toml file"
+        )
+    return load_recipe(recipe)
+
+
+def refuse_unbuilt(recover: object) -> None:
     """Refuse the keywords whose layers are not built yet."""
     if recover is not None:
         raise NotSupported(
             "recover= (fine-tuning, distillation) is not built",
             hint="train result.trainable.module with your own loop, then optimize(result.trainable, ...)",
         )
-    if recipe is not None:
-        raise NotSupported("recipe= is not built", hint="built: prune=, quantize= and the other keywords")
 
 
 def program_of(model: Model, example_inputs: Any, dynamic_shapes: Any, *, trust: bool = False) -> Program:

@@ -15,6 +15,7 @@ from fxcompress.api.result import check_folder
 from fxcompress.cli import specs
 from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
+from fxcompress.recipes.reading import named_recipes
 from fxcompress.report import tables
 
 
@@ -29,6 +30,12 @@ from fxcompress.report import tables
 )
 @click.option("--prune", type=float, metavar="SHARE", help="Share of the MACs to remove, such as 0.5.")
 @click.option("--quantize", metavar="MODE", help='"int8"; needs --calibration.')
+@click.option(
+    "--recipe",
+    metavar="FILE",
+    help="A TOML file that spells the stages in order, instead of --prune and --quantize; or one of "
+    f"{', '.join(named_recipes())}.",
+)
 @click.option(
     "--calibration",
     metavar="DATA",
@@ -94,6 +101,7 @@ def optimize(
     output: Path,
     prune: float | None,
     quantize: str | None,
+    recipe: str | None,
     calibration: str | None,
     calibration_batch: int,
     evaluate: str | None,
@@ -121,6 +129,7 @@ def optimize(
       fxcompress optimize mymodels.net:build -o out --prune 0.5
       fxcompress optimize mymodels.net:build -o out --prune 0.5 --quantize int8 \\
           --calibration images.npz --evaluate mymodels.score:accuracy
+      fxcompress optimize mymodels.net:build -o out --recipe stages.toml
       fxcompress optimize mymodels.text:embedder -o out \\
           --dynamic input_ids:1=sequence --dynamic attention_mask:1=sequence
     """
@@ -134,6 +143,7 @@ def optimize(
             given.example_inputs,
             prune=prune,
             quantize=quantize,
+            recipe=recipe,
             calibration=data,
             evaluate=specs.function(evaluate, "--evaluate") if evaluate else None,
             max_drop=max_drop,

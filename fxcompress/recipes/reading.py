@@ -1,17 +1,17 @@
 """A recipe from TOML: stages in the order of the file, checked against their dataclasses line by line.
 
-    description = "Half of the multiply-accumulates, then INT8"
+description = "Half of the multiply-accumulates, then INT8"
 
-    [[pass]]
-    name = "prune"
-    ratio = 0.5
-    saliency = "l1"
+[[pass]]
+name = "prune"
+ratio = 0.5
+saliency = "l1"
 
-    [[pass]]
-    name = "fuse-batch-norm"
+[[pass]]
+name = "fuse-batch-norm"
 
-    [[pass]]
-    name = "quantize"
+[[pass]]
+name = "quantize"
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def load_recipe(source: str | os.PathLike[str]) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"there is no recipe {str(source)!r}"
-            if not path.exists()
-            else f"{path} cannot be read: {error}",
+            f"there is no recipe {str(source)!r}" if not path.exists() else f"{path} cannot be read: {error}",
             hint=f"pass the path of a .toml file, or one of {', '.join(named_recipes())}",
         ) from error
     return read_recipe(text, path.name)

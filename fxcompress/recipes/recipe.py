@@ -81,6 +81,18 @@ class Recipe:
         """How the recipe quantizes, if it does."""
         return next((step for step in self.steps if isinstance(step, Quantize)), None)
 
+    @property
+    def before(self) -> tuple[Stage, ...]:
+        """The passes that run before pruning; none where nothing is pruned."""
+        pruned = next((i for i, step in enumerate(self.steps) if isinstance(step, Prune)), 0)
+        return tuple(step for step in self.steps[:pruned] if not isinstance(step, Prune | Quantize))
+
+    @property
+    def after(self) -> tuple[Stage, ...]:
+        """The passes that run after pruning, which is before quantization."""
+        passes = [step for step in self.steps if not isinstance(step, Prune | Quantize)]
+        return tuple(passes[len(self.before) :])
+
     def to_toml(self) -> str:
         """The file that `load_recipe` reads back as an equal recipe.
 
