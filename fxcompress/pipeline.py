@@ -61,6 +61,10 @@ class Journal:
         self.entries.append(Entry(name, time.perf_counter() - start))
 
     def apply(self, stage: Stage, program: Program) -> Program:
+        """The program of a stage's `outcome`."""
+        return self.outcome(stage, program).program
+
+    def outcome(self, stage: Stage, program: Program) -> Outcome:
         """Run a stage, check the program it returns, and note what it did in the log and the program's
         history.
 
@@ -79,7 +83,7 @@ class Journal:
             outcome.program.history.append(f"{stage.name}: {_count(len(outcome.changed), 'change')}")
         seconds = time.perf_counter() - start
         self.entries.append(Entry(stage.name, seconds, outcome.changed, outcome.declined))
-        return outcome.program
+        return outcome
 
     def apply_all(self, stages: Iterable[Stage], program: Program) -> Program:
         """Run stages one after the other, in the order given."""

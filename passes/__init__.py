@@ -1,5 +1,6 @@
 """The vocabulary of the compiler: one file per pass, each an edit without policy."""
 
+from fxcompress.passes.compensate import Compensate
 from fxcompress.passes.contract import Decline, Outcome, Pass
 from fxcompress.passes.copy_shared_tables import CopySharedTables
 from fxcompress.passes.fold_parameters import FoldParameters
@@ -10,6 +11,7 @@ from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.passes.split_packed_linears import SplitPackedLinears
 
 __all__ = [
+    "Compensate",
     "CopySharedTables",
     "Decline",
     "FoldParameters",

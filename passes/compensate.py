@@ -31,6 +31,7 @@ from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Fit, Moments, best_fit
 from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
 
 DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, float("inf"))
@@ -79,9 +80,10 @@ class Compensate:
             InputError: unusable calibration data, or a layer that yields NaN or infinities on it.
         """
         edited = program.copy()
-        analysis = analyse(self.original)
+        original = loosened(self.original, self.plan.rewrites)
+        analysis = analyse(original)
         indices = self.plan.indices(analysis)
-        run = SideBySide(self.original, edited, analysis, indices)
+        run = SideBySide(original, edited, analysis, indices)
         used = run.load(self.batches, self.memory)
         judged = run.judged
         if not judged:

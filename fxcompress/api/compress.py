@@ -13,6 +13,7 @@ from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
+from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import Removal, plan_removal
 from fxcompress.api.request import Request
 from fxcompress.errors import InputError, NotSupported
@@ -67,6 +68,7 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     trainable, pruning = start, None
     removal: Removal | None = None
     proofs: tuple[Proof, ...] = ()
+    remarks: tuple[str, ...] = ()
     if request.prune is not None:
         evidence = _evidence(request, analysis, journal)
         removal = plan_removal(request, request.prune, analysis, evidence, journal)
@@ -74,6 +76,8 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         trainable = journal.apply(PruneChannels(pruning), start)
         with journal.step("prove-pruning"):
             proofs = (_masked(start, trainable, pruning),)
+        trainable, found, remarks = compensated(request, start, trainable, pruning, journal)
+        proofs = (*proofs, *found)
     deployed = journal.apply_all(request.recipe.after, trainable)
     samples, calibration = _samples(original, request.calibration)
     quantized = quantization = None
@@ -84,7 +88,8 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         with journal.step("plan-quantization"):
             quantization = plan_quantization(deployed, ranges, request.target, request.quantize)
         quantized = journal.apply(QuantizeTensors(quantization), deployed)
-    notes = (*(removal.notes if removal else ()), *_uncounted(original), *_notes(pruning, quantization))
+    notes = (*(removal.notes if removal else ()), *remarks, *_uncounted(original))
+    notes = (*notes, *_notes(pruning, quantization))
     if quantized is deployed:
         quantized = quantization = None
     return Compressed(

@@ -1,0 +1,59 @@
+"""Compensation inside one `optimize` call: when it runs, and what the report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fxcompress.api.request import Request
+from fxcompress.errors import InputError
+from fxcompress.graph.program import Program
+from fxcompress.passes.compensate import Compensate, Compensated
+from fxcompress.pipeline import Journal
+from fxcompress.plan.pruning_plan import PruningPlan
+from fxcompress.report.report import Proof
+
+ONCE = "compensation was left out: the calibration data can be read only once (pass a list or a DataLoader)"
+
+
+def compensated(
+    request: Request, original: Program, pruned: Program, plan: PruningPlan, journal: Journal
+) -> tuple[Program, tuple[Proof, ...], tuple[str, ...]]:
+    """Re-fit a pruned program where that was asked for, or where there is calibration data and nobody minds.
+
+    Returns:
+        The program, what the report shows among the proofs, and notes.
+
+    Raises:
+        InputError: it was asked for without calibration data, or with data that can be read only once.
+    """
+    asked = request.prune.compensate if request.prune is not None else False
+    if asked is False or not plan.channels:
+        return pruned, (), ()
+    if request.calibration is None:
+        if asked is None:
+            return pruned, (), ()
+        raise InputError(
+            "compensate=True needs calibration data: layers are re-fitted to the original's outputs on it",
+            hint="pass calibration=[batch, ...], some hundreds of typical inputs; labels are not read",
+        )
+    if isinstance(request.calibration, Iterator):
+        if asked is None:
+            return pruned, (), (ONCE,)
+        raise InputError(
+            "compensate=True reads the calibration data beside other steps, and it can be read only once",
+            hint="pass a list of batches or a DataLoader, which can be read more than once",
+        )
+    outcome = journal.outcome(Compensate(original, plan, request.calibration), pruned)
+    if not isinstance(outcome, Compensated) or outcome.program is pruned:
+        return pruned, (), tuple(str(site) for site in outcome.declined if site.site == "the outputs")
+    return outcome.program, (_finding(outcome),), ()
+
+
+def _finding(outcome: Compensated) -> Proof:
+    """The error that is left, bounded by that of removal alone."""
+    detail = (
+        f"squared error of the outputs as a share of their variance, removal alone {outcome.before:.3g}; "
+        f"{len(outcome.changed)} layers re-fitted on {outcome.used - outcome.judged} samples, judged on "
+        f"{outcome.judged} others"
+    )
+    return Proof("compensation", outcome.after, outcome.before, detail)
