@@ -80,7 +80,7 @@ def read_recipe(text: str, name: str = "recipe") -> Recipe:
     steps = tuple(_step(item, index, locate) for index, item in enumerate(_stages(data, locate)))
     fault = order_fault(steps)
     if fault is not None:
-        raise InputError(f"{locate(('pass', fault.index))}: {fault.message}", hint=fault.hint)
+        raise InputError(f"{locate(('pass', fault.place))}: {fault.message}", hint=fault.hint)
     return Recipe(steps, data.get("description", ""))
 
 

@@ -39,9 +39,9 @@ _INTEGERS = "after quantize the weights are integers, which {} cannot edit"
 
 
 class Fault(NamedTuple):
-    """What is wrong with the order of stages: the index of the one to move, why, and where to."""
+    """What is wrong with the order of stages: the place of the one to move, why, and where to."""
 
-    index: int
+    place: int
     message: str
     hint: str
 

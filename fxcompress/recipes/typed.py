@@ -136,7 +136,7 @@ def _word(option: Any) -> str:
     if is_dataclass(option):
         return f"a table of {', '.join(item.name for item in fields(option))}"
     inner = typing.get_args(option)
-    if issubclass(typing.get_origin(option), Mapping):  # type: ignore[arg-type]
+    if issubclass(typing.get_origin(option), Mapping):
         return f"a table whose values are {_plural(inner[1])}"
     return f"a list of {_plural(inner[0])}"
 

@@ -1,0 +1,215 @@
+"""Recipe files: read, refused line by line, written back, and run in the order they are written in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import fxcompress
+from fxcompress.cli.main import main
+from fxcompress.errors import CompressError, InputError
+from fxcompress.graph.capture import capture
+from fxcompress.numerics.saliency import KINDS, Saliency
+from fxcompress.passes.fold_parameters import FoldParameters
+from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
+from fxcompress.passes.remove_identities import RemoveIdentities
+from fxcompress.plan.budget_options import Budget
+from fxcompress.plan.prune import Prune
+from fxcompress.plan.quantization import Quantize
+from fxcompress.recipes.reading import load_recipe, named_recipes, read_recipe
+from fxcompress.recipes.recipe import LOSSLESS, VOCABULARY, Recipe, recipe_of
+
+FULL = """
+description = "all at once"
+
+[[pass]]
+name = "remove-identities"
+
+[[pass]]
+name = "prune"
+budget = { macs = "50%", params = 100_000 }
+scope = "kind"
+protect = ["layer1.*", "Conv2d"]
+saliency = { kind = "l1", reduce = "mean" }
+
+[pass.ratios]
+"layer2.*" = 0.25
+
+[[pass]]
+name = "fold-parameters"
+max_growth = 2
+
+[[pass]]
+name = "quantize"
+exclude = ["head*"]
+"""
+
+
+def test_a_file_spells_stages_and_their_fields_in_order() -> None:
+    recipe = read_recipe(FULL)
+    assert recipe.description == "all at once"
+    assert recipe.steps == (
+        RemoveIdentities(),
+        Prune(
+            budget=Budget(macs="50%", params=100_000.0),
+            scope="kind",
+            protect=("layer1.*", "Conv2d"),
+            saliency=Saliency("l1", reduce="mean"),
+            ratios={"layer2.*": 0.25},
+        ),
+        FoldParameters(max_growth=2.0),
+        Quantize(exclude=("head*",)),
+    )
+    assert recipe.before == (RemoveIdentities(),)
+    assert recipe.after == (FoldParameters(max_growth=2.0),)
+    assert read_recipe(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize("name", named_recipes())
+def test_recipes_that_come_along_are_read_and_written_back(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert read_recipe(recipe.to_toml()) == recipe
+    assert recipe.before == ()
+    assert recipe.after == LOSSLESS
+
+
+@given(
+    st.builds(
+        Prune,
+        ratio=st.none() | st.floats(0.01, 0.99),
+        budget=st.none() | st.builds(Budget, macs=st.floats(1, 1e12) | st.just("12.5%"), ms=st.just(3)),
+        saliency=st.sampled_from(KINDS) | st.builds(Saliency, st.sampled_from(KINDS), seed=st.integers(0, 9)),
+        protect=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=3).map(tuple),
+        ratios=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), st.floats(0, 0.99)),
+        compensate=st.none() | st.booleans(),
+        min_width=st.integers(1, 64),
+    ),
+    st.none() | st.builds(Quantize, precision=st.sampled_from(["auto", "full"])),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+)
+def test_every_recipe_survives_the_round_trip(prune: Prune, quantize: Quantize | None, text: str) -> None:
+    recipe = Recipe(recipe_of(prune, quantize).steps, text)
+    assert read_recipe(recipe.to_toml()) == recipe
+
+
+def test_what_a_file_cannot_spell_is_refused_when_written() -> None:
+    for options in (Prune(protect=(nn.Conv2d,)), Prune(loss=lambda outputs, label: outputs.sum())):
+        with pytest.raises(InputError, match="cannot spell"):
+            Recipe((options,)).to_toml()
+
+
+PRUNE = '[[pass]]\nname = "prune"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message", "hint"),
+    [
+        (PRUNE + "ratoi = 0.5", 3, "unknown field 'ratoi'", "'ratio'"),
+        (PRUNE + '\nratio = "half"', 4, "'ratio' is 'half'", "a number"),
+        (PRUNE + "ratio = true", 3, "'ratio' is true", "a number"),
+        (PRUNE + "ratio = 1.5", 3, "not a share of the MACs", "0.5"),
+        (PRUNE + 'scope = "globe"', 3, "not one of global, group, kind", ""),
+        (PRUNE + "min_width = 0.5", 3, "'min_width' is 0.5", "whole number"),
+        (PRUNE + 'protect = "x"', 3, "'protect' is 'x'", "a list of texts"),
+        (PRUNE + "saliency = 3", 3, "'saliency' is 3", "a text or a table of kind, reduce"),
+        (PRUNE + 'saliency = { kind = "l3" }', 3, "'l3' is not one of l1, l2", ""),
+        (PRUNE + 'budget = { mac = "50%" }', 3, "unknown field 'mac'", "'macs'"),
+        (PRUNE + '[pass.budget]\nmacs = "50%"\nms = true', 5, "'ms' is true", "a number or a text"),
+        (PRUNE + '[pass.budget]\nmacs = "half"', 4, "macs='half' is neither", "50%"),
+        (PRUNE + '[pass.ratios]\n"a.*" = "x"', 4, "'a.*' is 'x'", "a number"),
+        (PRUNE + 'loss = "mse"', 3, "'loss' is a function", "in Python"),
+        ('[[pass]]\nname = "prun"', 2, "no stage 'prun'", "'prune'"),
+        ("\n[[pass]]\nratio = 0.5", 2, "without a name", "quantize"),
+        ("[[passes]]", 1, "unknown key 'passes'", "'pass'"),
+        ("pass = 3", 1, "not a list of tables", "[[pass]]"),
+        ("pass = [1]", 1, "1 is not a table", "[[pass]]"),
+        ("description = 3", 1, "no text", ""),
+        ('[[pass]]\nname = "fuse-batch-norm"\nlevel = 3', 3, "unknown field 'level'", "there are none"),
+        ('[[pass]]\nname = "quantize"\nscheme = "int3"', 3, "no scheme 'int3'", "int8"),
+        ('[[pass]]\nname = "quantize"\n\n' + PRUNE, 4, "the weights are integers", "prune before quantize"),
+        (PRUNE + PRUNE, 3, "this is the second", "result.trainable"),
+        (
+            '[[pass]]\nname = "fuse-batch-norm"\n' + PRUNE,
+            3,
+            "the parameters of your model, which fuse-batch-norm replaces",
+            "put prune before fuse-batch-norm",
+        ),
+    ],
+)
+def test_faults_name_the_line_and_what_to_do(text: str, place: int, message: str, hint: str) -> None:
+    with pytest.raises(CompressError) as raised:
+        read_recipe(text, "stages.toml")
+    assert raised.value.message.startswith(f"stages.toml:{place}: ")
+    assert message in raised.value.message
+    assert hint in (raised.value.hint or "")
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no TOML.*line 1"):
+        read_recipe("ratio = \n[[pass]]")
+    (tmp_path / "image.toml").write_bytes(b"\xff\xfe")
+    for wrong in (tmp_path / "missing.toml", tmp_path / "image.toml", tmp_path, "haalf"):
+        with pytest.raises(InputError, match="half-int8"):
+            load_recipe(wrong)
+
+
+def test_recipes_built_in_python_are_checked_too() -> None:
+    with pytest.raises(InputError, match="integers"):
+        Recipe((Quantize(), FuseBatchNorm()))
+    with pytest.raises(InputError, match="no stage of a recipe"):
+        Recipe((object(),))  # type: ignore[arg-type]
+    assert all(kind.__dataclass_params__.frozen for kind in VOCABULARY.values())
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
+    return model.eval(), torch.randn(2, 3, 6, 6)
+
+
+def ran(result: Any) -> list[str]:
+    return [entry.name for entry in result.report.passes if entry.name in {*VOCABULARY, "prune-channels"}]
+
+
+def test_stages_run_in_the_written_order_and_no_others(net: Any, tmp_path: Path) -> None:
+    stages = ["remove-identities", "prune", "fuse-batch-norm", "remove-identities"]
+    (tmp_path / "own.toml").write_text("\n".join(f'[[pass]]\nname = "{name}"' for name in stages))
+    result = fxcompress.optimize(*net, recipe=tmp_path / "own.toml")
+    assert ran(result) == ["remove-identities", "prune-channels", "fuse-batch-norm", "remove-identities"]
+    assert result.report.settings["recipe"] == " -> ".join(stages)
+    assert any(proof.name == "masked-equivalence" for proof in result.report.proofs)
+
+
+def test_keywords_are_a_recipe(net: Any) -> None:
+    by_name, by_keyword = fxcompress.optimize(*net, recipe="half"), fxcompress.optimize(*net, prune=0.5)
+    assert ran(by_name) == ran(by_keyword)
+    assert by_name.plan.kept == by_keyword.plan.kept
+
+
+def test_the_command_line_takes_recipes(tmp_path: Path, net: Any, monkeypatch: Any) -> None:
+    capture(*net).save(tmp_path / "net.fxc")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["optimize", "net.fxc", "-o", "out", "--recipe", "lossless", "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["settings"]["recipe"].startswith("remove-identities -> ")
+    Path("bad.toml").write_text('[[pass]]\nname = "prune"\nratio = 2\n')
+    refused = CliRunner().invoke(main, ["optimize", "net.fxc", "-o", "out2", "--recipe", "bad.toml"])
+    assert refused.exit_code == 1
+    assert "bad.toml:3:" in refused.stderr
