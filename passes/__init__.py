@@ -5,6 +5,7 @@ from fxcompress.passes.contract import Decline, Outcome, Pass
 from fxcompress.passes.copy_shared_tables import CopySharedTables
 from fxcompress.passes.fold_parameters import FoldParameters
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
+from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.passes.remove_identities import RemoveIdentities
@@ -17,6 +18,7 @@ __all__ = [
     "FoldParameters",
     "FuseBatchNorm",
     "Outcome",
+    "PackLinears",
     "Pass",
     "PruneChannels",
     "QuantizeTensors",

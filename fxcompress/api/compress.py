@@ -23,6 +23,8 @@ from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
 from fxcompress.measure import batch_symbol
+from fxcompress.passes.loosening import LOOSEN
+from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
@@ -70,13 +72,17 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     proofs: tuple[Proof, ...] = ()
     remarks: tuple[str, ...] = ()
     if request.prune is not None:
-        evidence = _evidence(request, analysis, journal)
-        removal = plan_removal(request, request.prune, analysis, evidence, journal)
+        loose = journal.apply_all(LOOSEN, start)
+        with journal.step("analyse-loosened"):
+            looser = analysis if loose is start else analyse(loose)
+        evidence = _evidence(request, looser, journal)
+        removal = plan_removal(request, request.prune, looser, evidence, journal)
         pruning = removal.plan
-        trainable = journal.apply(PruneChannels(pruning), start)
+        trainable = journal.apply(PruneChannels(pruning), loose)
         with journal.step("prove-pruning"):
             proofs = (_masked(start, trainable, pruning),)
-        trainable, found, remarks = compensated(request, start, trainable, pruning, journal)
+        trainable, found, remarks = compensated(request, loose, trainable, pruning, journal)
+        trainable = journal.apply(PackLinears(), trainable)
         proofs = (*proofs, *found)
     deployed = journal.apply_all(request.recipe.after, trainable)
     samples, calibration = _samples(original, request.calibration)
