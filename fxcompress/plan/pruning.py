@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,7 @@ def plan_pruning(
     *,
     evidence: Evidence | None = None,
     latency: LatencyPrice | None = None,
+    within: Mapping[str, tuple[int, int]] | None = None,
 ) -> PruningPlan:
     """Choose what to remove so that every bound of the options holds, the one that binds within a percent.
 
@@ -54,13 +55,15 @@ def plan_pruning(
         block: the target's channel block, used unless the options name one.
         evidence: what the saliency needs beside the weights.
         latency: the price in milliseconds, where the budget has a bound on them.
+        within: by group name, the least and the most width, in place of what the options say; equal ones fix
+            it. Rounds of pruning state their limits so, in widths of the original.
 
     Raises:
         InputError: the program has no prunable group, a pattern matches nothing, or a bound in milliseconds
             comes without a price.
         BudgetError: a bound is below the reachable minimum.
     """
-    choices = choose_from(analysis, options, block, evidence)
+    choices = choose_from(analysis, options, block, evidence, within)
     axes = {group.name: group.axis for group in analysis.groups}
     fixed = {axes[name]: width for name, width in choices.fixed.items()}
     bounds = bounds_of(analysis, options, latency, _free(choices, axes), fixed)
@@ -84,7 +87,13 @@ def narrowest_plan(
     return _plan(analysis, choices, widths, {item.name: 1 for item in choices.candidates})
 
 
-def choose_from(analysis: Analysis, options: Prune, block: int, evidence: Evidence | None) -> Choices:
+def choose_from(
+    analysis: Analysis,
+    options: Prune,
+    block: int,
+    evidence: Evidence | None,
+    within: Mapping[str, tuple[int, int]] | None = None,
+) -> Choices:
     """Apply every rule that needs no price.
 
     Raises:
@@ -102,12 +111,17 @@ def choose_from(analysis: Analysis, options: Prune, block: int, evidence: Eviden
             continue
         step = width_step(group, options.block or block, weights)
         item = candidate(group, ranked.get(group.name, scores[group.name]), step, options)
+        limits = (within or {}).get(group.name)
         if group.name in shares:
             fixed[group.name], rung = fixed_width(shares[group.name], item, bool(group.statistics))
             if rung < step:
                 relaxed[group.name] = rung
-        else:
+        elif limits is None:
             candidates.append(item)
+        elif limits[0] == limits[1]:
+            fixed[group.name] = limits[0]
+        else:
+            candidates.append(replace(item, least=limits[0], most=limits[1]))
     if not candidates and not fixed:
         raise InputError(
             "the model has no prunable group",

@@ -123,7 +123,7 @@ class SparsityPlan:
             "masks": {
                 name: {
                     "shape": list(mask.shape),
-                    "bits": base64.b64encode(np.packbits(mask.numpy())).decode("ascii"),
+                    "bits": base64.b64encode(np.packbits(mask.numpy()).tobytes()).decode("ascii"),
                 }
                 for name, mask in self.masks.items()
             },
