@@ -14,6 +14,7 @@ import torch
 from torch.fx import Node
 
 from fxcompress.ops.arguments import arguments
+from fxcompress.ops.einsum import spelled
 
 aten = torch.ops.aten
 
@@ -67,19 +68,45 @@ def _query(node: Node) -> list[Operand]:
 
 
 def _einsum(node: Node) -> list[Operand]:
-    """Every letter that the result lacks, in one operand that has it. What the rule does not read stays
-    whole.
-    """
+    """Every letter that the result lacks, in one operand that has all of it: a stored one if there is one."""
     bound = arguments(node)
-    left, _, right = bound["equation"].replace(" ", "").partition("->")
-    if "." in left:
-        return []
+    shapes = [source.meta["val"].shape for source in bound["tensors"]]
+    terms, result = spelled(bound["equation"], [len(shape) for shape in shapes])
     found: dict[str, Operand] = {}
-    for place, (term, source) in enumerate(zip(left.split(","), bound["tensors"], strict=True)):
+    for place, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
         for dim, letter in enumerate(term):
-            if letter not in right and (letter not in found or found[letter].node.op != "get_attr"):
-                found[letter] = Operand(source, "tensors", dim, place)
+            if letter in result or shape[dim] == 1:
+                continue
+            if letter not in found or found[letter].node.op != "get_attr":
+                found[letter] = Operand(bound["tensors"][place], "tensors", dim, place)
     return list(found.values())
+
+
+def _tensordot(node: Node) -> list[Operand]:
+    bound = arguments(node)
+    return [Operand(bound["other"], "other", dim) for dim in bound["dims_other"]]
+
+
+def _bilinear(node: Node) -> list[Operand]:
+    weight = arguments(node)["weight"]
+    return [Operand(weight, "weight", 1), Operand(weight, "weight", 2)]
+
+
+def _recurrent(node: Node) -> list[Operand]:
+    """The columns of every matrix: they read the input, the hidden state, and the cell where it is
+    projected.
+    """
+    params = arguments(node)["params"]
+    return [
+        Operand(matrix, "params", -1, place)
+        for place, matrix in enumerate(params)
+        if matrix.meta["val"].dim() > 1
+    ]
+
+
+def _cell(node: Node) -> list[Operand]:
+    bound = arguments(node)
+    return [Operand(bound[name], name, -1) for name in ("w_ih", "w_hh")]
 
 
 CONSUMED: dict[Any, Row] = {
@@ -104,6 +131,16 @@ CONSUMED: dict[Any, Row] = {
     aten.baddbmm.default: _second("batch1", "batch2"),
     aten.einsum.default: _einsum,
     aten.scaled_dot_product_attention.default: _query,
+    aten.tensordot.default: _tensordot,
+    aten.bilinear.default: _bilinear,
+    aten.lstm.input: _recurrent,
+    aten.gru.input: _recurrent,
+    aten.rnn_tanh.input: _recurrent,
+    aten.rnn_relu.input: _recurrent,
+    aten.lstm_cell.default: _cell,
+    aten.gru_cell.default: _cell,
+    aten.rnn_tanh_cell.default: _cell,
+    aten.rnn_relu_cell.default: _cell,
 }
 
 

@@ -16,6 +16,7 @@ from torch.fx import Node
 from fxcompress.axes.expression import Dim
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.dimensions.space import Dims, Space
+from fxcompress.ops.einsum import spelled
 
 Term: TypeAlias = tuple[Dim, ...]
 """A product of dimension sizes."""
@@ -58,25 +59,18 @@ def _attention(space: Space, node: Node) -> list[Term]:
 
 
 def _einsum(space: Space, node: Node) -> list[Term]:
-    """Every distinct letter once (the cost of the unfactored contraction); an ellipsis stands for letters
-    counted from the right, the widest of which is what is broadcast to.
+    """Every distinct letter once, by the widest dimension it stands for (the cost of the unfactored
+    contraction).
     """
     bound = arguments(node)
-    left = bound["equation"].replace(" ", "").partition("->")[0]
+    operands = [space.of(operand) for operand in bound["tensors"]]
+    terms, _ = spelled(bound["equation"], [len(dims) for dims in operands])
     letters: dict[str, Dim] = {}
-    for term, operand in zip(left.split(","), bound["tensors"], strict=True):
-        dims = space.of(operand)
-        for letter, dim in zip(_spelled(term, len(dims)), dims, strict=True):
+    for term, dims in zip(terms, operands, strict=True):
+        for letter, dim in zip(term, dims, strict=True):
             if letter not in letters or letters[letter].size < dim.size:
                 letters[letter] = dim
     return [tuple(letters.values())]
-
-
-def _spelled(term: str, rank: int) -> list[str]:
-    """The letters of one operand; those of its ellipsis are numbered from the right."""
-    before, ellipsis, after = term.partition("...")
-    hidden = rank - len(before) - len(after) if ellipsis else 0
-    return [*before, *(f"...{place}" for place in range(hidden, 0, -1)), *after]
 
 
 def _tensordot(space: Space, node: Node) -> list[Term]:
@@ -96,6 +90,13 @@ def _recurrent(space: Space, node: Node) -> list[Term]:
     steps = space.of(bound["input"])[:-1]
     matrices = [space.of(weight) for weight in bound["params"]]
     return [(*steps, *matrix) for matrix in matrices if len(matrix) == 2]
+
+
+def _cell(space: Space, node: Node) -> list[Term]:
+    """One step: both matrices meet every sample."""
+    bound = arguments(node)
+    samples = space.of(bound["input"])[:-1]
+    return [(*samples, *space.of(bound[name])) for name in ("w_ih", "w_hh")]
 
 
 MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
@@ -126,4 +127,8 @@ MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
     aten.gru.input: _recurrent,
     aten.rnn_tanh.input: _recurrent,
     aten.rnn_relu.input: _recurrent,
+    aten.lstm_cell.default: _cell,
+    aten.gru_cell.default: _cell,
+    aten.rnn_tanh_cell.default: _cell,
+    aten.rnn_relu_cell.default: _cell,
 }

@@ -19,7 +19,7 @@ from fxcompress.axes.expression import Axis, Dim
 from fxcompress.axes.positions import width
 from fxcompress.graph.walk import hint
 from fxcompress.ops.arguments import arguments
-from fxcompress.ops.dimensions.layout import bounds
+from fxcompress.ops.dimensions.layout import bounds, rolled
 from fxcompress.ops.dimensions.normalisation import reduced_places
 from fxcompress.ops.dimensions.space import Space
 
@@ -212,6 +212,17 @@ def _slice(resizing: Resizing, node: Node) -> Change | None:
     return Change({"start": start, "end": start + resizing.after(inside)})
 
 
+def _roll(resizing: Resizing, node: Node) -> Change | None:
+    """A shift counts the positions of the piece that comes first."""
+    bound = arguments(node)
+    dims, shifts = resizing.space.of(bound["self"]), list(bound["shifts"])
+    for pair, place in enumerate(bound["dims"]):
+        if resizing.after(dims[place]) != dims[place].size:
+            pieces = algebra.split(dims[place], rolled(dims[place].size, shifts[pair]))
+            shifts[pair] = resizing.after(pieces[1])
+    return None if shifts == list(bound["shifts"]) else Change({"shifts": shifts})
+
+
 def _narrow(resizing: Resizing, node: Node) -> Change | None:
     bound = arguments(node)
     dim = resizing.space.of(bound["self"])[bound["dim"]]
@@ -283,7 +294,8 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
             aten.tensor_split.indices,
         ),
     ),
-    (_slice, (aten.slice.Tensor,)),
+    (_slice, (aten.slice.Tensor, aten.slice_scatter.default)),
+    (_roll, (aten.roll.default,)),
     (_narrow, (aten.narrow.default,)),
     (_pad, (aten.pad.default, aten.constant_pad_nd.default)),
 )

@@ -248,9 +248,38 @@ def einsum_with_a_summed_letter(net: Net) -> fx.Node:
     return net.read(net(aten.einsum.default, "btc,e->bte", [x, net.parameter(5)]))
 
 
-@case(6)
-def einsum_with_an_ellipsis(net: Net) -> tuple[fx.Node, ...]:
-    """Not read: its operands stay whole, what is before them does not."""
-    x = net(aten.gelu.default, net.channels(6))
-    y = net(aten.linear.default, x, net.parameter(5, 6))
-    return (net.read(net(aten.einsum.default, "...c,cd->...d", [y, net.parameter(5, 4)])),)
+@case(4, 5, 6)
+def einsum_with_an_ellipsis(net: Net) -> fx.Node:
+    """`...c,cd->...d`, and one whose ellipses stand for different numbers of dimensions."""
+    y = net(aten.linear.default, net.features(3, width=6), net.parameter(5, 6))
+    y = net(aten.einsum.default, "...c,cd->...d", [net(aten.tanh.default, y), net.parameter(5, 4)])
+    return net.read(net(aten.einsum.default, "...d,...d->...d", [y, net.parameter(3, 1)]))
+
+
+@case(4, statistics=(4,))
+def einsum_of_a_diagonal(net: Net) -> fx.Node:
+    """An implicit outer product and its diagonal: both factors are one."""
+    x, y = net(aten.tanh.default, net.channels(4)), net(aten.tanh.default, net.channels(4))
+    outer = net(aten.einsum.default, "ab,ac", [x, y])
+    trace = net(aten.einsum.default, "zii->z", [net(aten.einsum.default, "zb,zc->zbc", [x, y])])
+    wide = net(aten.einsum.default, "bi,bj->bij", [x, y])
+    diagonal = net(aten.einsum.default, "...ii->...i", [wide])
+    y = net(aten.mul.Tensor, diagonal, net(aten.unsqueeze.default, trace, 1))
+    return net.read(net(aten.add.Tensor, y, net(aten.mean.default, outer)))
+
+
+@case(5, 6)
+def tensordot(net: Net) -> fx.Node:
+    """Two dimensions contracted in the order that is named."""
+    x = net.features(4, width=6)
+    x = net(aten.mul.Tensor, x, net.parameter(4, 1))
+    y = net(aten.tensordot.default, net(aten.tanh.default, x), net.parameter(6, 5, 4), [1, -1], [2, 0])
+    return net.read(net(aten.tanh.default, y))
+
+
+@case(4, 5, 6)
+def bilinear(net: Net) -> fx.Node:
+    """Every pair of channels of two layers, with a bias and without."""
+    x, y = net(aten.tanh.default, net.channels(4)), net(aten.tanh.default, net.channels(5))
+    z = net(aten.bilinear.default, x, y, net.parameter(6, 4, 5), net.parameter(6))
+    return net.read(net(aten.add.Tensor, z, net(aten.bilinear.default, x, y, net.parameter(6, 4, 5))))

@@ -23,6 +23,8 @@ def broadcasting(net: Net) -> fx.Node:
     y = net(aten.maximum.default, y, net.parameter())
     y = net(aten.lerp.Tensor, y, x, net.parameter(6, 5))
     y = net(aten.where.self, net(aten.gt.Tensor, y, x), y, net.parameter(6, 1))
+    y = net(aten.where.ScalarOther, net(aten.gt.Scalar, y, -2.0), y, -2.0)
+    y = net(aten.where.ScalarSelf, net(aten.gt.Scalar, y, 2.0), 2.0, y)
     return net.read(net(aten.addcmul.default, y, x, net.parameter(2, 1, 1), value=0.5))
 
 
@@ -246,3 +248,50 @@ def one_hot_of_channels(net: Net) -> fx.Node:
     x = net(aten.to.dtype, net(aten.one_hot.default, ids, 4), torch.float32)
     x = net(aten.linear.default, x, net.parameter(3, 4))
     return net.read(net(aten.linear.default, net(aten.tanh.default, x), net.parameter(5, 3)))
+
+
+@case(6)
+def elementwise_under_other_names(net: Net) -> fx.Node:
+    """Names that the training dialect keeps beside the usual ones."""
+    x = net.channels(6, 5)
+    for target, *args in (
+        (aten.divide.Scalar, 2.0), (aten.multiply.Scalar, 0.9), (aten.negative.default,), (aten.absolute.default,),
+        (aten.arctan.default,), (aten.arcsin.default,), (aten.arcsinh.default,), (aten.special_expit.default,),
+        (aten.arccos.default,), (aten.fix.default,),
+    ):  # fmt: skip
+        x = net(aten.add.Tensor, net(target, net(aten.tanh.default, x), *args), x)
+    y = net(aten.multiply.Tensor, net.parameter(6, 1), x)
+    y = net(aten.subtract.Tensor, net(aten.divide.Tensor, y, net(aten.exp.default, net.parameter(6, 1))), x)
+    y = net(
+        aten.add.Tensor, y, net(aten.arctanh.default, net(aten.mul.Scalar, net(aten.tanh.default, y), 0.5))
+    )
+    y = net(
+        aten.add.Tensor, y, net(aten.arccosh.default, net(aten.add.Scalar, net(aten.mul.Tensor, y, y), 1.5))
+    )
+    return net.read(net(aten.arctan2.default, y, x))
+
+
+@case(6)
+def comparisons_under_other_names(net: Net) -> fx.Node:
+    x, y = net.channels(6, 5), net.parameter(6, 1)
+    made = [
+        net(target, x, y)
+        for target in (
+            aten.greater.Tensor, aten.greater_equal.Tensor, aten.less.Tensor, aten.less_equal.Tensor,
+            aten.not_equal.Tensor, aten.isclose.default,
+        )
+    ] + [
+        net(target, x, 0.3)
+        for target in (
+            aten.greater.Scalar, aten.greater_equal.Scalar, aten.less.Scalar, aten.less_equal.Scalar,
+            aten.not_equal.Scalar,
+        )
+    ]  # fmt: skip
+    for mask in made:
+        x = net(aten.where.ScalarOther, mask, net(aten.add.Scalar, x, 0.1), 0.2)
+        x = net(aten.where.ScalarSelf, net(aten.logical_not.default, mask), 0.4, x)
+    first = net(aten.broadcast_tensors.default, [x, net.parameter(6, 1)])
+    y = net(aten.add.Tensor, net.item(first, 0), net.item(first, 1))
+    for target in (aten.empty_like, aten.rand_like, aten.randn_like):
+        y = net(aten.where.self, net(aten.gt.Scalar, y, -1e9), y, net(target.default, y))
+    return net.read(y)

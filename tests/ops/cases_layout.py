@@ -105,6 +105,14 @@ def permutations(net: Net) -> fx.Node:
     return net.read(net(aten.permute_copy.default, x, [0, 3, 2, 1]))
 
 
+@case(4, 6)
+def reversed_weight(net: Net) -> fx.Node:
+    """`x @ w.T` as Falcon writes it."""
+    x = net.features(width=6)
+    y = net(aten.matmul.default, net(aten.tanh.default, x), net(aten.numpy_T.default, net.parameter(4, 6)))
+    return net.read(y)
+
+
 @case(6, 5)
 def transposed_weight(net: Net) -> fx.Node:
     x = net(aten.tanh.default, net.channels(6))
@@ -266,34 +274,6 @@ def repeat_interleave(net: Net) -> fx.Node:
     """Keys of grouped queries: each channel several times in a row."""
     x = net(aten.repeat_interleave.self_int, net.channels(6, 2), 3, 1)
     return net.read(net(aten.conv1d.default, net(aten.tanh.default, x), net.parameter(5, 18, 1)))
-
-
-@case(5)
-def order_of_space(net: Net) -> fx.Node:
-    """Rolled, flipped and summed along space: the channels are free."""
-    x = net(aten.roll.default, net.channels(5, 6), [2], [2])
-    x = net(aten.flip.default, net(aten.cumsum.default, x, -1), [2])
-    x = net(aten.mul.Tensor, x, net(aten.cumprod.default, net(aten.sigmoid.default, x), 2))
-    ordered = net(aten.sort.default, net(aten.tanh.default, x))
-    best = net(aten.topk.default, net.item(ordered, 0), 3, 2)
-    ranks = net(aten.to.dtype, net(aten.argsort.default, x, 2), torch.float32)
-    return net.read(net(aten.cat.default, [net.item(best, 0), net(aten.mul.Tensor, ranks, x)], 2))
-
-
-@case()
-def order_of_channels(net: Net) -> tuple[fx.Node, ...]:
-    """Each of these reads the order of the channels, which therefore stay."""
-    made = [net.channels(6, 2) for _ in range(8)]
-    return (
-        net.read(net(aten.roll.default, made[0], [1], [1])),
-        net.read(net(aten.flip.default, made[1], [1])),
-        net.read(net(aten.cumsum.default, made[2], 1)),
-        net.read(net(aten.cumprod.default, made[3], -2)),
-        net.read(net.item(net(aten.sort.default, made[4], 1), 0)),
-        net.read(net.item(net(aten.topk.default, made[5], 3, 1), 0)),
-        net.read(net(aten.argsort.default, made[6], 1)),
-        net.read(net(aten.roll.default, made[7], [1])),
-    )
 
 
 @case(3, 2)

@@ -212,6 +212,17 @@ def reductions_over_space(net: Net) -> fx.Node:
         net(aten.logsumexp.default, x, [2, 3]),
         net(aten.linalg_vector_norm.default, x, 2, [2, 3]),
         net(aten.norm.ScalarOpt_dim, x, 2, [2, 3]),
+        net.item(net(aten.std_mean.dim, x, [2, 3]), 0),
+        net.item(net(aten.std_mean.correction, x, [2, 3], correction=1), 0),
+        net.item(net(aten.var_mean.dim, x, [2, 3]), 0),
+        net(aten.nanmean.default, x, [2, 3]),
+        net(aten.nansum.default, x, [2, 3]),
+        net(aten.linalg_norm.default, net(aten.flatten.using_ints, x, 2), None, [2]),
+        net(aten.count_nonzero.dim_IntList, net(aten.gt.Scalar, x, 0.5), [2, 3]),
+        net.item(net(aten.aminmax.default, net(aten.flatten.using_ints, x, 2), dim=2), 0),
+        net.item(net(aten.median.dim, net(aten.flatten.using_ints, x, 2), 2), 0),
+        net.item(net(aten.nanmedian.dim, net(aten.flatten.using_ints, x, 2), 2), 0),
+        net.item(net(aten.mode.default, net(aten.flatten.using_ints, x, 2), 2), 0),
         net.item(net(aten.max.dim, net(aten.flatten.using_ints, x, 2), 2), 0),
         net.item(net(aten.min.dim, net(aten.flatten.using_ints, x, 2), -1), 0),
         net(aten.argmax.default, net(aten.flatten.using_ints, x, 2), -1),
@@ -234,6 +245,9 @@ def reductions_over_channels(net: Net) -> fx.Node:
         net(aten.linalg_vector_norm.default, x, 2, [1]),
         net(aten.logsumexp.default, x, [1]),
         net(aten.prod.dim_int, x, 1),
+        net.item(net(aten.std_mean.correction, x, [1], correction=0), 0),
+        net(aten.linalg_norm.default, x, None, [1]),
+        net.item(net(aten.median.dim, x, 1), 0),
     ]
     return net.read(net(aten.stack.default, made, 1))
 

@@ -11,12 +11,15 @@ from fxcompress.ops.resize import RESIZES
 from tests.ops.cases import Case
 from tests.ops.cases_contraction import CONTRACTION
 from tests.ops.cases_elementwise import ELEMENTWISE
+from tests.ops.cases_indexing import INDEXING
 from tests.ops.cases_layout import LAYOUT
 from tests.ops.cases_normalisation import NORMALISATION
+from tests.ops.cases_order import ORDER
 from tests.ops.cases_pooling import POOLING
+from tests.ops.cases_recurrent import RECURRENT
 from tests.ops.proving import prove
 
-CASES = [*CONTRACTION, *LAYOUT, *NORMALISATION, *POOLING, *ELEMENTWISE]
+CASES = [*CONTRACTION, *RECURRENT, *LAYOUT, *ORDER, *INDEXING, *NORMALISATION, *POOLING, *ELEMENTWISE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -115,17 +115,10 @@ def test_several_results_read_at_once() -> None:
 
 
 WITHOUT_RULE = {
-    "gather": lambda net, x: net(aten.gather.default, x, 1, net.buffer(torch.tensor([[0, 3, 1], [2, 2, 4]]))),
-    "scatter": lambda net, x: net(aten.scatter.value, x, 1, net.buffer(torch.tensor([[0], [3]])), 0.5),
-    "index_put": lambda net, x: net(
-        aten.index_put.default, x, [None, net.buffer(torch.tensor([1, 2]))], net.buffer(torch.ones(2))
-    ),
-    "cummax": lambda net, x: net.item(net(aten.cummax.default, x, 1), 0),
-    "logcumsumexp": lambda net, x: net(aten.logcumsumexp.default, x, 1),
-    "median": lambda net, x: net.item(net(aten.median.dim, x, 1, True), 0),
+    "kthvalue": lambda net, x: net.item(net(aten.kthvalue.default, x, 2, 1, True), 0),
+    "renorm": lambda net, x: net(aten.renorm.default, x, 2, 1, 1.0),
     "qr": lambda net, x: net.item(net(aten.linalg_qr.default, net(aten.t.default, x)), 1),
-    "cdist": lambda net, x: net(aten.cdist.default, x, net.parameter(4, 6)),
-    "unfold": lambda net, x: net(aten.unfold.default, x, 1, 2, 2),
+    "take_along_dim": lambda net, x: net(aten.take_along_dim.default, x, net.buffer(torch.tensor([[0]])), 1),
     "diagonal": lambda net, x: net(aten.diag_embed.default, x),
     "strided": lambda net, x: net(aten.as_strided.default, x, [2, 3], [6, 2]),
     "bucketize": lambda net, x: net(aten.bucketize.Tensor, x, net.buffer(torch.tensor([-0.5, 0.0, 0.5]))),

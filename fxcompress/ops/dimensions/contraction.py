@@ -11,6 +11,7 @@ from fxcompress.axes.expression import Dim, product
 from fxcompress.graph.walk import hint
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.dimensions.space import Dims, Space, Value
+from fxcompress.ops.einsum import spelled
 
 
 def linear(space: Space, node: Node) -> Value:
@@ -45,22 +46,42 @@ def addmm(space: Space, node: Node) -> Value:
 
 
 def einsum(space: Space, node: Node) -> Value:
-    """Equal letters are equal dimensions. An ellipsis is not read: its operands are frozen."""
+    """Equal letters are equal dimensions, an ellipsis is letters of its own; a size of one is broadcast."""
     bound = arguments(node)
     operands = [space.of(source) for source in bound["tensors"]]
-    left, arrow, right = bound["equation"].replace(" ", "").partition("->")
-    terms = left.split(",")
-    if "." in left or not arrow or any(len(set(term)) != len(term) for term in terms):
-        for dims in operands:
-            space.freeze(node, dims, "an einsum with an ellipsis, a diagonal or an implicit result")
-        return space.fixed(
-            node, [hint(size) for size in node.meta["val"].shape], "an einsum that is not analysed"
-        )
+    terms, result = spelled(bound["equation"], [len(dims) for dims in operands])
     letters: dict[str, Dim] = {}
     for term, dims in zip(terms, operands, strict=True):
         for letter, dim in zip(term, dims, strict=True):
-            space.unify(node, letters.setdefault(letter, dim), dim)
-    return tuple(letters[letter] for letter in right)
+            known = letters.setdefault(letter, dim)
+            if known.size == 1:
+                letters[letter] = dim
+            elif dim.size != 1:
+                space.unify(node, known, dim)
+    return tuple(letters[letter] for letter in result)
+
+
+def tensordot(space: Space, node: Node) -> Value:
+    """x[.., K], w[K, ..] => y[..], any dimensions contracted in pairs."""
+    bound = arguments(node)
+    a, b = space.of(bound["self"]), space.of(bound["other"])
+    mine = [place % len(a) for place in bound["dims_self"]]
+    its = [place % len(b) for place in bound["dims_other"]]
+    for place, other in zip(mine, its, strict=True):
+        space.unify(node, a[place], b[other])
+    rest = [dim for place, dim in enumerate(a) if place not in mine]
+    return (*rest, *(dim for place, dim in enumerate(b) if place not in its))
+
+
+def bilinear(space: Space, node: Node) -> Value:
+    """x[.., I], w[O, I, J], z[.., J], b[O] => y[.., O]"""
+    bound = arguments(node)
+    x, z, weight = (space.of(bound[name]) for name in ("input1", "input2", "weight"))
+    space.unify(node, weight[1], x[-1])
+    space.unify(node, weight[2], z[-1])
+    if bound["bias"] is not None:
+        space.unify(node, weight[0], space.of(bound["bias"])[0])
+    return (*space.broadcast(node, [x[:-1], z[:-1]]), weight[0])
 
 
 def convolution(space: Space, node: Node) -> Value:

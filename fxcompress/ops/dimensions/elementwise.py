@@ -46,6 +46,18 @@ def expand_as(space: Space, node: Node) -> Value:
     return space.broadcast(node, [space.of(source) for source in tensor_arguments(node)])
 
 
+def broadcast_tensors(space: Space, node: Node) -> Value:
+    """Every tensor in the shape of all of them."""
+    dims = space.broadcast(node, [space.of(source) for source in tensor_arguments(node)])
+    return [dims] * len(node.meta["val"])
+
+
+def outer(space: Space, node: Node) -> Value:
+    """x[M], y[N] => z[M, N]"""
+    x, y = (space.of(source) for source in arguments(node).values())
+    return (*x, *y)
+
+
 def glu(space: Space, node: Node) -> Value:
     """x[2C] => x[C]: the two halves are coupled position by position."""
     bound = arguments(node)

@@ -42,6 +42,17 @@ def transpose(space: Space, node: Node) -> Value:
     return tuple(dims)
 
 
+def matrix_transpose(space: Space, node: Node) -> Value:
+    """The last two dimensions change places."""
+    *lead, rows, columns = space.of(node.all_input_nodes[0])
+    return (*lead, columns, rows)
+
+
+def reverse(space: Space, node: Node) -> Value:
+    """`x.T`: the dimensions from last to first."""
+    return tuple(reversed(space.of(arguments(node)["self"])))
+
+
 def movedim(space: Space, node: Node) -> Value:
     """The named dimensions at their new places, the others in order around them."""
     bound = arguments(node)
@@ -58,10 +69,23 @@ def _as_list(places: int | list[int], rank: int) -> list[int]:
 
 def cat(space: Space, node: Node) -> Value:
     """Joined dimensions are laid end to end, the others are the same."""
-    bound = arguments(node)
-    operands = [space.of(source) for source in bound["tensors"]]
+    return _joined(space, node, arguments(node)["dim"])
+
+
+def hstack(space: Space, node: Node) -> Value:
+    """`cat` along the second dimension, or the only one."""
+    return _joined(space, node, min(1, node.meta["val"].dim() - 1))
+
+
+def vstack(space: Space, node: Node) -> Value:
+    """`cat` along the first dimension; vectors become rows of a matrix, which is not described here."""
+    return _joined(space, node, 0)
+
+
+def _joined(space: Space, node: Node, dim: int) -> Value:
+    operands = [space.of(source) for source in arguments(node)["tensors"]]
     operands = [dims for dims in operands if not (len(dims) == 1 and dims[0].size == 0)] or operands[:1]
-    joined = bound["dim"] % len(operands[0])
+    joined = dim % len(operands[0])
     for dims in operands[1:]:
         for place, (first, other) in enumerate(zip(operands[0], dims, strict=True)):
             if place != joined:
@@ -69,6 +93,15 @@ def cat(space: Space, node: Node) -> Value:
     result = list(operands[0])
     result[joined] = concat(*(dims[joined] for dims in operands))
     return tuple(result)
+
+
+def meshgrid(space: Space, node: Node) -> Value:
+    """Vectors of M, N, .. positions: each is repeated to [M, N, ..], or to [N, M, ..]."""
+    bound = arguments(node)
+    axes = [(*space.of(source), space.unit(node))[0] for source in bound["tensors"]]
+    if bound.get("indexing") == "xy":
+        axes[:2] = reversed(axes[:2])
+    return [tuple(axes)] * len(bound["tensors"])
 
 
 def stack(space: Space, node: Node) -> Value:
@@ -215,21 +248,63 @@ def repeat_interleave(space: Space, node: Node) -> Value:
 
 
 def positions_matter(space: Space, node: Node) -> Value:
-    """`roll`, `flip`, `cumsum`, `sort`: the named dimensions are ordered and stay; the rest passes."""
+    """`flip`, `cumsum`, `sort`: the named dimensions are ordered and stay; the rest passes."""
     bound = arguments(node)
     x = space.of(node.all_input_nodes[0])
     named = bound.get("dims", bound.get("dim"))
     places = _as_list(named, len(x)) if named not in (None, []) else list(range(len(x)))
     space.freeze(node, [x[place] for place in places], "its order matters")
+    assert bound.get("prepend") is None and bound.get("append") is None
     value = node.meta["val"]
-    if not isinstance(value, tuple | list):
-        return x
+    several = isinstance(value, tuple | list)
     results: list[Dims] = []
-    for item in value:
+    for item in value if several else [value]:
         sizes = hints(item)
         ordered = space.fixed(node, sizes, "its order matters")
-        results.append(tuple(ordered[p] if p in places or sizes[p] != d.size else d for p, d in enumerate(x)))
-    return results
+        results.append(tuple(ordered[p] if sizes[p] != d.size else d for p, d in enumerate(x)))
+    return results if several else results[0]
+
+
+def roll(space: Space, node: Node) -> Value:
+    """The last `shift` positions come first: the pieces of a concatenation change places."""
+    bound = arguments(node)
+    dims = list(space.of(bound["self"]))
+    if not bound["dims"] or not all(isinstance(shift, int) for shift in bound["shifts"]):
+        return positions_matter(space, node)
+    for shift, named in zip(bound["shifts"], bound["dims"], strict=True):
+        place = named % len(dims)
+        size = dims[place].size
+        if not frozen(dims[place]):
+            first, last = space.split(node, dims[place], rolled(size, shift))
+            dims[place] = concat(last, first)
+    return tuple(dims)
+
+
+def rolled(size: int, shift: int) -> list[int]:
+    """The sizes of the two pieces that a roll swaps."""
+    return [size - shift % size, shift % size]
+
+
+def diagonal(space: Space, node: Node) -> Value:
+    """Two dimensions are compared position by position, and stay; the diagonal comes last."""
+    bound = arguments(node)
+    x = space.of(bound["self"])
+    places = {bound["dim1"] % len(x), bound["dim2"] % len(x)}
+    space.freeze(node, [x[place] for place in places], "positions compared with each other")
+    rest = [dim for place, dim in enumerate(x) if place not in places]
+    return (*rest, *space.fixed(node, hints(node.meta["val"])[-1:], "a diagonal"))
+
+
+def view_as_complex(space: Space, node: Node) -> Value:
+    """x[.., 2] => z[..]"""
+    dims = space.of(node.all_input_nodes[0])
+    space.freeze(node, dims[-1], "real and imaginary parts")
+    return dims[:-1]
+
+
+def view_as_real(space: Space, node: Node) -> Value:
+    """z[..] => x[.., 2]"""
+    return (*space.of(node.all_input_nodes[0]), *space.fixed(node, [2], "real and imaginary parts"))
 
 
 def channel_shuffle(space: Space, node: Node) -> Value:
