@@ -8,6 +8,7 @@ from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.passes.split_packed_linears import SplitPackedLinears
 
@@ -22,6 +23,7 @@ __all__ = [
     "Pass",
     "PruneChannels",
     "QuantizeTensors",
+    "ReestimateBatchNorm",
     "RemoveIdentities",
     "SplitPackedLinears",
 ]
