@@ -92,18 +92,29 @@ class Loop(Generic[Plan]):
 
 def _next_aim(rounds: Sequence[Round[Plan]], asked: float, original: float) -> float:
     """The predicted time to aim at: between what was too slow and what was faster than need be, by the
-    straight line through both; else in proportion to the nearest.
+    straight line through both; beyond what was measured, further along the line from the original.
     """
     wanted = AIM * asked
     points = [(item.predicted, item.measured) for item in rounds]
     slow = min((point for point in points if point[1] > wanted), default=(original, original))
     fast = max((point for point in points if point[1] <= wanted), default=None)
     if fast is None:
-        return slow[0] * wanted / slow[1]
+        return _further(slow, wanted, original)
     if slow[0] <= fast[0] or slow[1] <= fast[1]:
         return fast[0] * wanted / fast[1]  # noise turned the order around
     share = (wanted - fast[1]) / (slow[1] - fast[1])
     return fast[0] + share * (slow[0] - fast[0])
+
+
+def _further(slow: tuple[float, float], wanted: float, original: float) -> float:
+    """Below everything that was measured: the line from the original through the nearest, but no further than
+    half of what proportion says, for the line may be noise.
+    """
+    proportional = slow[0] * wanted / slow[1]
+    if slow[0] >= original or slow[1] >= original:
+        return proportional
+    slope = (original - slow[1]) / (original - slow[0])
+    return max(0.5 * proportional, min(proportional, slow[0] - (slow[1] - wanted) / slope))
 
 
 def _out_of_reach(rounds: Sequence[Round[Plan]], asked: float, original: float, floor: float) -> BudgetError:

@@ -90,6 +90,7 @@ class KernelCache:
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """A connection to a file of this format; raises sqlite3.DatabaseError for any other file."""
         with closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")  # what a power cut damages is measured again
             # Immediate: of two processes that find no table, one makes it and the other waits.
             connection.execute("BEGIN IMMEDIATE")
             version = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -1,0 +1,86 @@
+"""Kernel models run and are timed by the profiler; what is known is not measured again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fxcompress.errors import NotSupported
+from fxcompress.runtime.kernel_cache import KernelCache
+from fxcompress.runtime.kernel_models import Kernel, model_of
+from fxcompress.runtime.kernel_times import KernelTimes, profiled, time_kernel
+from fxcompress.runtime.session import SessionError, open_session, run
+
+CONVOLUTION = Kernel(
+    "Conv", ((1, 16, 8, 8),), ((32, 16, 3, 3), (32,)), (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1)))
+)
+KERNELS = [
+    CONVOLUTION,
+    Kernel("Conv", ((1, 16, 8, 8),), ((16, 1, 3, 3),), (("group", 16),)),
+    Kernel("Gemm", ((2, 16),), ((8, 16), (8,)), (("transB", 1),)),
+    Kernel("MatMul", ((2, 5, 16),), ((16, 8),)),
+    Kernel("Attention", ((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 6))),
+    Kernel("Add", ((1, 16, 8, 8), (1, 16, 8, 8))),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.operator)
+def test_kernel_models_run(kernel: Kernel) -> None:
+    content, feeds = model_of(kernel)
+    (result,) = run(open_session(content), feeds).values()
+    assert result.size
+
+
+def test_attention_has_the_shape_of_its_values() -> None:
+    content, feeds = model_of(KERNELS[4])
+    assert run(open_session(content), feeds)["y"].shape == (2, 4, 5, 6)
+
+
+def test_layout_changes_do_not_count() -> None:
+    content, feeds = model_of(CONVOLUTION)
+    assert 0 < time_kernel(CONVOLUTION) < 50
+    assert profiled(content, feeds) > 0
+
+
+def test_a_kernel_that_does_not_exist_is_a_typed_error() -> None:
+    with pytest.raises(SessionError, match="does not run"):
+        time_kernel(Kernel("NoSuchOperator", ((1,),)))
+    with pytest.raises(NotSupported, match="float32"):
+        model_of(Kernel("Relu", ((1,),), precision="float8"))
+
+
+def test_equal_kernels_have_equal_keys() -> None:
+    assert CONVOLUTION.key == Kernel(**vars(CONVOLUTION)).key
+    assert len({kernel.key for kernel in KERNELS}) == len(KERNELS)
+    assert Kernel("Relu", ((1,),)).key != Kernel("Relu", ((1,),), precision="int8").key
+
+
+class Clock:
+    """A timer that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[Kernel] = []
+
+    def __call__(self, kernel: Kernel, threads: int) -> float:
+        self.calls.append(kernel)
+        return 0.25 * threads
+
+
+def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
+    clock = Clock()
+    times = KernelTimes(KernelCache(tmp_path), threads=2, timer=clock)
+    assert times.ms(CONVOLUTION) == times.ms(CONVOLUTION) == 0.5
+    times.save()
+    again = KernelTimes(KernelCache(tmp_path), threads=2, timer=clock)
+    assert again.ms(CONVOLUTION) == 0.5
+    assert len(clock.calls) == 1
+    one = KernelTimes(KernelCache(tmp_path), threads=1, timer=clock)
+    assert one.ms(CONVOLUTION) == 0.25
+    assert len(clock.calls) == 2
+
+
+def test_measuring_ends_when_its_time_is_spent(tmp_path: Path) -> None:
+    times = KernelTimes(KernelCache(tmp_path), timer=Clock(), seconds=0.0)
+    assert times.ms(CONVOLUTION) is None
+    assert "stopped" in times.notes[0]
