@@ -2,10 +2,10 @@
 
     batch_norm(x, running_mean, running_var)  =>  batch_norm(x, mean(x), var(x))
 
-Removed channels shift and shrink what later norms see; with their old statistics they no longer normalise. One
-pass over the data, every norm fed by norms that use the batch at hand, as in training; the statistics are those
-of all batches together. It needs no labels and no gradients (He et al. 2019, "AMC", and Li et al. 2020,
-"EagleEye", rank pruned networks after this step). `Compensate` does more; this is the cheap half of it.
+Removed channels shift and shrink what later norms see; with old statistics they no longer normalise. One pass
+over the data, every norm fed by norms that use the batch at hand, as in training; the statistics are those of
+all batches together. It needs no labels and no gradients (Li et al. 2020, "EagleEye", judge pruned networks
+after this step). `Compensate` does more; this is the cheap half of it.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class _Observer(Executor):
         """Observe the input of a norm, and normalise by it where it has a variance."""
         if n not in self.norms:
             return super().run_node(n)
-        x = self.env[n.args[0]]
+        x: Tensor = self.map_nodes_to_values(n.args[0], n)
         rows = x.movedim(1, 0).reshape(x.shape[1], -1).double()
         mean = rows.mean(1)
         seen = _Seen(rows.shape[1], mean, (rows - mean[:, None]).square().sum(1))
