@@ -191,7 +191,7 @@ class _Collector(Executor):
     def differentiate(self, loss: Tensor) -> None:
         """Add what the gradients of one batch's loss say."""
         if not bool(loss.isfinite()):
-            raise InputError(f"the loss is {float(loss)}", hint="look at this batch, and at the loss on it")
+            raise InputError(f"the loss is {loss.item()}", hint="look at this batch, and at the loss on it")
         nodes = list(self.tracked)
         if not loss.requires_grad:
             raise InputError(

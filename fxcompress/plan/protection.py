@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ class Names:
     """What the user calls the stored tensors of a program, and the types of the modules that hold them."""
 
     def __init__(self, analysis: Analysis) -> None:
-        self.program = analysis.program
+        self.program, self.groups = analysis.program, analysis.groups
 
     @cached_property
     def aliases(self) -> dict[str, frozenset[str]]:
@@ -77,16 +77,21 @@ class Names:
         )
 
 
+def goes_by(group: Group, name: str) -> bool:
+    """Whether this is the name of a group or of a stored dimension in it, such as `conv1.weight[0]`."""
+    return name == group.name or any(name == str(member) for member in group.members)
+
+
 Wish = tuple[Callable[[Group], bool], str]
 
 
 def _wish(item: Protection, names: Names) -> Wish:
     """Which groups one item of `protect` keeps, and the reason that the plan gives."""
     if isinstance(item, str):
+        if any(goes_by(group, item) for group in names.groups):
+            return partial(goes_by, name=item), "protected by name"
         matched = names.matching(item)
-        if matched:
-            return _holding(matched), f"protected by pattern {item!r}"
-        return _typed(item, names)
+        return (_holding(matched), f"protected by pattern {item!r}") if matched else _typed(item, names)
     if isinstance(item, type):
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in _with_subclasses(item)}
         present = any(kind in kinds for kind in names.types.values())

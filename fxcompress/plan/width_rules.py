@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 
@@ -13,7 +12,7 @@ from fxcompress.graph import walk
 from fxcompress.numerics.saliency import Scores
 from fxcompress.ops.cost import MACS
 from fxcompress.plan.budget import Candidate
-from fxcompress.plan.protection import Names
+from fxcompress.plan.protection import Names, goes_by
 from fxcompress.plan.prune import Prune
 
 
@@ -76,6 +75,10 @@ def fixed_width(share: float, item: Candidate, statistics: bool) -> tuple[int, i
     return item.size, item.step
 
 
+def _holds(group: Group, tensors: frozenset[str]) -> bool:
+    return any(member.tensor in tensors for member in group.members)
+
+
 def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, float]:
     """By group name, the share that patterns of parameter names remove.
 
@@ -87,12 +90,7 @@ def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str
     for pattern, share in ratios.items():
         tensors = names.matching(pattern)
         matched = [
-            group.name
-            for group in analysis.groups
-            if any(
-                member.tensor in tensors or fnmatch.fnmatchcase(str(member), pattern)
-                for member in group.members
-            )
+            group.name for group in analysis.groups if goes_by(group, pattern) or _holds(group, tensors)
         ]
         if not matched:
             raise InputError(

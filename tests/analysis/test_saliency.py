@@ -1,14 +1,21 @@
-"""L2 saliency, gathered over all members of a group."""
+"""Saliency of channels, gathered over all that a group touches."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
-from fxcompress.analysis.saliency import score
-from fxcompress.numerics.saliency import Saliency
+from fxcompress.analysis.reading import slice_energy
+from fxcompress.analysis.saliency import score, unspoken
+from fxcompress.errors import InputError
+from fxcompress.graph.capture import capture
+from fxcompress.numerics.saliency import DATA_KINDS, KINDS, NAMED, NORMALIZATIONS, REDUCTIONS, Saliency
+from fxcompress.ops.feeding import fed
+from tests.architectures.catalog import by_name
 from tests.ops.building import Net, aten
 
 
@@ -53,3 +60,148 @@ def test_low_precision_weights_are_ranked_in_double() -> None:
     (scores,) = l2_of(analyse(program)).values()
     assert scores.dtype == np.float64
     assert np.allclose(scores, 1.0)
+
+
+WIDTHS = 8, 6
+
+
+def chain(order: list[int] | None = None, zeros: tuple[int, ...] = ()) -> Analysis:
+    """Two prunable layers with a batch norm each; the first layer's channels in another order, or some of
+    them switched off in every weight that touches them.
+    """
+    net = Net(dynamic=False)
+    generator = torch.Generator().manual_seed(3)
+    x, last = net.input(3), 3
+    places = torch.arange(WIDTHS[0]) if order is None else torch.tensor(order)
+    for layer, width in enumerate(WIDTHS):
+        drawn = [torch.randn(width, last, generator=generator), torch.randn(width, generator=generator)]
+        drawn += [torch.rand(width, generator=generator) + 0.5, torch.randn(width, generator=generator)]
+        if layer == 0:
+            drawn = [tensor[places].clone() for tensor in drawn]
+            for tensor in drawn:
+                tensor[list(zeros)] = 0.0
+        else:
+            drawn[0] = drawn[0][:, places].clone()
+            drawn[0][:, list(zeros)] = 0.0
+        weight, bias, scale, shift = (net.parameter(value=tensor) for tensor in drawn)
+        x = net(aten.linear.default, x, weight, bias)
+        mean, variance = net.buffer(torch.zeros(width)), net.buffer(torch.ones(width))
+        x = net(aten.batch_norm.default, x, scale, shift, mean, variance, False, 0.1, 1e-5, True)
+        x, last = net(aten.tanh.default, x), width
+    weight = net.parameter(value=torch.randn(4, last, generator=generator))
+    return analyse(net.program(net(aten.linear.default, x, weight)))
+
+
+def measured(analysis: Analysis, saliency: Saliency) -> dict[str, np.ndarray]:
+    generator = torch.Generator().manual_seed(5)
+    data = [
+        (torch.randn(2, 3, generator=generator), torch.randint(4, (2,), generator=generator))
+        for _ in range(6)
+    ]
+    needs = needs_of(saliency)
+    return score(analysis, saliency, gather(analysis.program, data, needs) if needs else None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "random"])
+def test_scores_follow_channels_that_change_places(kind: str) -> None:
+    order = [3, 1, 7, 0, 2, 6, 5, 4]
+    before, after = (measured(analysis, Saliency(kind)) for analysis in (chain(), chain(order)))
+    assert np.allclose(after["p0[0]"], before["p0[0]"][order], rtol=1e-3, atol=1e-9)
+    other = next(name for name in before if name != "p0[0]")
+    assert np.allclose(after[other], before[other], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("random", "geometric_median")])
+def test_channels_that_are_off_are_least_salient(kind: str, reduce: str) -> None:
+    """Zero in every weight: whatever is measured, they go first. (Distances between filters and draws say
+    nothing about zeros.)
+    """
+    zeros = (1, 4, 6)
+    scores = measured(chain(zeros=zeros), Saliency(kind, reduce))["p0[0]"]
+    assert set(np.argsort(scores, kind="stable")[:3]) == set(zeros)
+    assert scores[list(zeros)].max() <= 1e-6
+    assert np.delete(scores, zeros).min() > 1e-6
+
+
+def test_a_filter_near_all_others_goes_before_one_far_away() -> None:
+    """The geometric median: what others replace is not what is small."""
+    net = Net(dynamic=False)
+    rows = torch.tensor([[1.0, 0.0], [1.1, 0.0], [1.0, 0.1], [0.0, 0.0]])
+    x = net(aten.linear.default, net.input(2), net.parameter(value=rows))
+    y = net(aten.linear.default, net(aten.tanh.default, x), net.parameter(value=torch.ones(3, 4)))
+    (scores,) = score(analyse(net.program(y)), Saliency("geometric_median")).values()
+    assert np.argmax(scores) == 3
+    assert scores[0] == scores.min()
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_every_reduction_and_normalization_gives_scores_to_rank(reduce: str, normalize: str) -> None:
+    for scores in measured(chain(), Saliency("taylor", reduce, normalize)).values():
+        assert np.isfinite(scores).all()
+        assert scores.min() >= 0
+
+
+def test_what_says_nothing_about_a_group_leaves_it_to_l2() -> None:
+    net = Net(dynamic=False)
+    y = net(aten.linear.default, net(aten.tanh.default, net.channels(6)), net.parameter(5, 6))
+    x = net(aten.linear.default, net(aten.tanh.default, y), net.parameter(4, 5))
+    scale = net.parameter(value=torch.tensor([3.0, 1.0, 2.0, 5.0]))
+    buffers = [net.buffer(torch.zeros(4)), net.buffer(torch.ones(4))]
+    x = net(aten.batch_norm.default, x, scale, net.parameter(4), *buffers, False, 0.1, 1e-5, True)
+    analysis = analyse(net.program(net.read(x)))
+    saliency = Saliency("batch_norm", normalize="none")
+    found, plain = score(analysis, saliency), l2_of(analysis)
+    names = unspoken(analysis, saliency)
+    assert [analysis.group(name).size for name in names] == [6, 5]
+    normed = next(name for name in found if name not in names)
+    assert np.array_equal(found[normed], [3.0, 1.0, 2.0, 5.0])
+    for name in names:
+        assert np.allclose(found[name], 2.75 * plain[name])
+
+
+def test_positions_of_a_grouped_convolution_meet_their_own_weights() -> None:
+    """`[G * O, I]` is read as `[O, G * I]`: loops over groups, inputs and outputs."""
+    net = Net(dynamic=False)
+    x = net.channels(6, 4)
+    y = net(aten.conv1d.default, x, net.parameter(9, 2, 2), None, [1], [0], [1], 3)
+    program = net.program(net.read(y))
+    weight = dict(program.module.named_parameters())["p2"].detach().double().numpy()
+    grouped = next(node for node in program.graph.nodes if len(node.args) == 7)
+    (feed,) = fed(grouped)
+    energy = slice_energy(program, feed, 6, Evidence(0))
+    expected = [(weight[3 * g : 3 * g + 3, i] ** 2).sum() for g in range(3) for i in range(2)]
+    assert np.allclose(energy, expected)
+
+
+def test_data_saliencies_need_data() -> None:
+    for kind in DATA_KINDS:
+        with pytest.raises(InputError, match="there is none") as caught:
+            score(chain(), Saliency(kind))
+        assert "calibration=" in str(caught.value.hint)
+
+
+def test_draws_follow_their_seed() -> None:
+    first, again, other = (score(chain(), Saliency("random", seed=seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not any(np.array_equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["hf_llama", "resnext", "vit_packed"])
+def test_every_kind_ranks_every_group(name: str) -> None:
+    """Products, concatenations, grouped convolutions and grouped queries; nothing is left to L2 by data."""
+    architecture = by_name(name)
+    shapes = architecture.dynamic_shapes
+    analysis = analyse(capture(architecture.model(), architecture.example(), dynamic_shapes=shapes))
+    data = [architecture.example(4, seed=seed) for seed in (1, 2)]
+    needs = frozenset(need for saliency in NAMED.values() for need in needs_of(saliency))
+    evidence = gather(analysis.program, data, needs)
+    for saliency in NAMED.values():
+        scores = score(analysis, saliency, evidence)
+        assert {group.name: (group.size,) for group in analysis.groups} == {
+            name: found.shape for name, found in scores.items()
+        }
+        assert all(np.isfinite(found).all() for found in scores.values())
+        if saliency.kind in DATA_KINDS:
+            assert unspoken(analysis, saliency, evidence) == ()
