@@ -115,7 +115,8 @@ class _Observer(Executor):
         """Observe the input of a norm, and normalise by it where it has a variance."""
         if n not in self.norms:
             return super().run_node(n)
-        x: Tensor = self.map_nodes_to_values(n.args[0], n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        x: Tensor = args[0]
         rows = x.movedim(1, 0).reshape(x.shape[1], -1).double()
         mean = rows.mean(1)
         seen = _Seen(rows.shape[1], mean, (rows - mean[:, None]).square().sum(1))
@@ -123,7 +124,6 @@ class _Observer(Executor):
         self.seen[n] = seen if known is None else known.merge(seen)
         if rows.shape[1] < 2:
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
         weight, bias = args[1:3] if len(args) > 2 else (kwargs.get("weight"), kwargs.get("bias"))
         return torch.nn.functional.batch_norm(
             x, None, None, weight, bias, training=True, eps=float(walk.argument(n, "eps"))
