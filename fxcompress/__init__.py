@@ -15,11 +15,13 @@ from fxcompress.errors import (
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
+from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
 from fxcompress.targets.target import Target
 
 __all__ = [
+    "Budget",
     "BudgetError",
     "CaptureError",
     "CompressError",

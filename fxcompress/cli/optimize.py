@@ -13,6 +13,7 @@ from rich.text import Text
 from fxcompress.api import optimize as run_optimize
 from fxcompress.api.result import check_folder
 from fxcompress.cli import specs
+from fxcompress.cli.budgets import pruning
 from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
 from fxcompress.recipes.reading import named_recipes
@@ -29,6 +30,14 @@ from fxcompress.report import tables
     help="Folder for model.onnx, program.fxc, plan.json and report.json.",
 )
 @click.option("--prune", type=float, metavar="SHARE", help="Share of the MACs to remove, such as 0.5.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="NAME=BOUND",
+    help="What may remain: macs, params, bytes or ms, as a number or a share, such as ms=3.0 or macs=50%; "
+    "repeat for more.",
+)
 @click.option("--quantize", metavar="MODE", help='"int8"; needs --calibration.')
 @click.option(
     "--recipe",
@@ -100,6 +109,7 @@ def optimize(
     model: str,
     output: Path,
     prune: float | None,
+    budgets: tuple[str, ...],
     quantize: str | None,
     recipe: str | None,
     calibration: str | None,
@@ -127,6 +137,7 @@ def optimize(
     Examples:
       fxcompress optimize net.pt2 -o out
       fxcompress optimize mymodels.net:build -o out --prune 0.5
+      fxcompress optimize mymodels.net:build -o out --budget ms=3.0 --budget params=50%
       fxcompress optimize mymodels.net:build -o out --prune 0.5 --quantize int8 \\
           --calibration images.npz --evaluate mymodels.score:accuracy
       fxcompress optimize mymodels.net:build -o out --recipe stages.toml
@@ -141,7 +152,7 @@ def optimize(
         result = run_optimize(
             given.model,
             given.example_inputs,
-            prune=prune,
+            prune=pruning(prune, budgets),
             quantize=quantize,
             recipe=recipe,
             calibration=data,
