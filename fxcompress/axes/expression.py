@@ -40,15 +40,15 @@ class Axis:
     """A leaf: `size` positions that no operator seen so far divides.
 
     `forward` is what the axis was bound to. `reasons` is non-empty once the axis is frozen. `statistics`
-    names the operators that normalise over the axis (removing positions changes their statistics, which the
-    proof must know).
+    names the operators that normalise over the axis, in order (removing positions changes their statistics,
+    which the proof must know).
     """
 
     size: int
     name: str = ""
     forward: Dim | None = None
     reasons: list[Reason] = field(default_factory=list)
-    statistics: list[str] = field(default_factory=list)
+    statistics: dict[str, None] = field(default_factory=dict)
 
     @property
     def frozen(self) -> bool:
@@ -114,10 +114,15 @@ def product(*factors: Dim) -> Dim:
 def find(dim: Dim) -> Dim:
     """The current meaning of an expression: forwarding followed (and compressed), nesting flattened."""
     if isinstance(dim, Axis):
-        if dim.forward is None:
-            return dim
-        dim.forward = find(dim.forward)
-        return dim.forward
+        followed: list[Axis] = []
+        end: Dim = dim
+        while isinstance(end, Axis) and end.forward is not None:  # a loop: chains grow as long as the graph
+            followed.append(end)
+            end = end.forward
+        end = end if isinstance(end, Axis) else find(end)
+        for axis in followed:
+            axis.forward = end
+        return end
     if isinstance(dim, Concat):
         if all(_settled(part, Concat) for part in dim.parts):
             return dim

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,11 @@ def test_occurrences_label_every_position_once_per_occurrence() -> None:
 def test_types_are_what_they_say() -> None:
     assert isinstance(concat(Axis(2), Axis(3)), Concat)
     assert isinstance(product(Axis(2), Axis(3)), Product)
+
+
+def test_long_chains_of_bindings_are_followed_without_recursion() -> None:
+    axes = [Axis(4) for _ in range(20_000)]
+    for axis, following in pairwise(axes):
+        axis.forward = following
+    assert find(axes[0]) is axes[-1]
+    assert axes[7].forward is axes[-1]
