@@ -1,8 +1,9 @@
-"""`--budget macs=50%`: upper bounds on the command line."""
+"""`--budget macs=50%`, `--saliency taylor`: what to prune, on the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -10,15 +11,24 @@ from fxcompress.plan.budget_options import UNITS, Budget
 from fxcompress.plan.prune import Prune
 
 
-def pruning(share: float | None, budgets: Sequence[str]) -> Prune | float | None:
+def pruning(
+    share: float | None, budgets: Sequence[str], rules: Mapping[str, Any] | None = None
+) -> Prune | float | None:
     """What `--prune` and `--budget` ask for together; several bounds hold at once.
 
+    `rules` are other fields of `Prune`, those that were not stated as None or empty.
+
     Raises:
+        click.UsageError: rules without a share or a bound.
         click.BadParameter: a text that is no bound, or two bounds of one name.
-        InputError: a bound that cannot be.
+        InputError: a bound that cannot be, or a rule that does not fit the model.
     """
+    given = {name: value for name, value in (rules or {}).items() if value}
+    if given and share is None and not budgets:
+        names = ", ".join(f"--{name}" for name in given)
+        raise click.UsageError(f"{names} says how to prune: say how much, too, with --prune or --budget")
     if not budgets:
-        return share
+        return Prune(ratio=share, **given) if given else share
     stated: dict[str, float | str] = {}
     for text in budgets:
         name, equals, value = text.partition("=")
@@ -30,7 +40,7 @@ def pruning(share: float | None, budgets: Sequence[str]) -> Prune | float | None
         if name in stated:
             raise click.BadParameter(f"{name} is bounded twice", param_hint="'--budget'")
         stated[name] = _amount(value)
-    return Prune(ratio=share, budget=Budget(**stated))
+    return Prune(ratio=share, budget=Budget(**stated), **given)
 
 
 def _amount(text: str) -> float | str:

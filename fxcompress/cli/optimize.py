@@ -16,6 +16,8 @@ from fxcompress.cli import specs
 from fxcompress.cli.budgets import pruning
 from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
+from fxcompress.numerics.saliency import DATA_KINDS, NAMED
+from fxcompress.plan.prune import SCOPES
 from fxcompress.recipes.reading import named_recipes
 from fxcompress.report import tables
 
@@ -37,6 +39,25 @@ from fxcompress.report import tables
     metavar="NAME=BOUND",
     help="What may remain: macs, params, bytes or ms, as a number or a share, such as ms=3.0 or macs=50%; "
     "repeat for more.",
+)
+@click.option(
+    "--saliency",
+    type=click.Choice(list(NAMED)),
+    metavar="NAME",
+    help=f"How channels are ranked: l2 unless stated, or {', '.join(list(NAMED)[:1] + list(NAMED)[2:])}; "
+    f"{', '.join(DATA_KINDS)} need --calibration.",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(SCOPES),
+    help="What is ranked together: all groups, each alone, or those of one kind of block.",
+)
+@click.option(
+    "--protect",
+    multiple=True,
+    metavar="PATTERN",
+    help="Parameter names such as 'layer1.*', or a module type such as Conv2d, whose channels stay; repeat "
+    "for more.",
 )
 @click.option("--quantize", metavar="MODE", help='"int8"; needs --calibration.')
 @click.option(
@@ -110,6 +131,9 @@ def optimize(
     output: Path,
     prune: float | None,
     budgets: tuple[str, ...],
+    saliency: str | None,
+    scope: str | None,
+    protect: tuple[str, ...],
     quantize: str | None,
     recipe: str | None,
     calibration: str | None,
@@ -152,7 +176,7 @@ def optimize(
         result = run_optimize(
             given.model,
             given.example_inputs,
-            prune=pruning(prune, budgets),
+            prune=pruning(prune, budgets, {"saliency": saliency, "scope": scope, "protect": protect}),
             quantize=quantize,
             recipe=recipe,
             calibration=data,

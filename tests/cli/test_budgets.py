@@ -37,3 +37,12 @@ def test_a_bound_is_stated_once() -> None:
 def test_a_bound_that_cannot_be_is_a_typed_error(text: str) -> None:
     with pytest.raises(InputError, match="the budget ms="):
         pruning(None, [text])
+
+
+def test_rules_go_with_a_share_or_a_bound() -> None:
+    rules = {"saliency": "l1", "scope": None, "protect": ("head.*",)}
+    assert pruning(0.5, [], rules) == Prune(0.5, saliency="l1", protect=("head.*",))
+    assert pruning(None, ["macs=50%"], {"scope": "kind"}) == Prune(budget=Budget(macs="50%"), scope="kind")
+    assert pruning(0.5, [], {"saliency": None, "protect": ()}) == 0.5
+    with pytest.raises(click.UsageError, match="--saliency, --protect says how to prune"):
+        pruning(None, [], rules)
