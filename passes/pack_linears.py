@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
@@ -43,7 +43,7 @@ class PackLinears:
         changed: list[str] = []
         declined: list[Decline] = []
         for user, parts in _parted(result).items():
-            calls = _calls(result, parts)
+            calls = _calls(parts)
             if calls is None:
                 reason = f"the parts of {user} are not read by the same linears"
                 declined.append(Decline(user, reason))
@@ -73,7 +73,7 @@ def _parted(program: Program) -> dict[str, list[Node]]:
     return {user: nodes for user, nodes in ordered.items() if len(nodes) > 1}
 
 
-def _calls(program: Program, parts: Sequence[Node]) -> list[Call] | None:
+def _calls(parts: Sequence[Node]) -> list[Call] | None:
     """The groups of linears that read one input with every part; None where some reader stands alone."""
     groups: dict[object, dict[Node, Node]] = defaultdict(dict)
     for part in parts:
@@ -81,40 +81,58 @@ def _calls(program: Program, parts: Sequence[Node]) -> list[Call] | None:
             if not is_linear(call) or operand(call, FORMS[call.target].weight) is not part:
                 return None
             form = FORMS[call.target]
-            bias = operand(call, form.bias)
-            user = None if bias is None else program.origins.user(str(bias.target))
-            if bias is not None and program.origins.tensors.get(str(bias.target)) is None:
-                return None
             rest = tuple(
                 str(item) for place, item in enumerate(call.args) if place not in (form.weight, form.bias)
             )
-            groups[call.target, operand(call, form.x), user, rest][part] = call
-    if any(len(calls) != len(parts) for calls in groups.values()):
+            biased = operand(call, form.bias) is not None
+            groups[call.target, operand(call, form.x), biased, rest][part] = call
+    if any(len(calls) != len(parts) or not _in_order(calls) for calls in groups.values()):
         return None
     if sum(map(len, groups.values())) != sum(len(part.users) for part in parts):
         return None
     return [tuple(calls[part] for part in parts) for calls in groups.values()]
 
 
+def _in_order(calls: Mapping[Node, Node]) -> bool:
+    """Whether nothing reads one of these linears before the last of them."""
+    last = max(calls.values())
+    return all(last < user for call in calls.values() for user in call.users)
+
+
 def _pack(program: Program, groups: Sequence[Call]) -> None:
     """Store the packed tensors once, and let each group of linears be one."""
     form = FORMS[groups[0][0].target]
     weight = _packed(program, [_operand(call, form.weight) for call in groups[0]])
-    biased = operand(groups[0][0], form.bias) is not None
-    bias = _packed(program, [_operand(call, form.bias) for call in groups[0]]) if biased else None
+    biases: dict[Call, Node] = {}
     for calls in groups:
-        first = min(calls)
-        arguments = list(first.args)
+        last = max(calls)
+        arguments = list(last.args)
         arguments[form.weight] = weight
-        if bias is not None:
-            arguments[form.bias] = bias
-        whole = _call(first, first.target, tuple(arguments), first.name)
-        channel = form.channel % walk.value(first).ndim
+        if operand(last, form.bias) is not None:
+            found = tuple(_operand(call, form.bias) for call in calls)
+            if found not in biases or not _parts(program, found):
+                biases[found] = _bias(program, last, found)
+            arguments[form.bias] = biases[found]
+        whole = _call(last, last.target, tuple(arguments), last.name)
+        channel = form.channel % walk.value(last).ndim
         sizes = [walk.hint(walk.value(call).shape[channel]) for call in calls]
-        pieces = _call(first, aten.split_with_sizes.default, (whole, sizes, channel), "split_with_sizes")
+        pieces = _call(last, aten.split_with_sizes.default, (whole, sizes, channel), "split_with_sizes")
         for place, call in enumerate(calls):
-            piece = _call(first, operator.getitem, (pieces, place), call.name)
+            piece = _call(last, operator.getitem, (pieces, place), call.name)
             edit.replace_uses(call, piece)
+
+
+def _parts(program: Program, nodes: Call) -> bool:
+    """Whether these are the stored parts of one tensor."""
+    origins = [program.origins.tensors.get(str(node.target)) for node in nodes]
+    return all(item is not None and item.dim is not None for item in origins)
+
+
+def _bias(program: Program, last: Node, found: Call) -> Node:
+    """The biases of a group as one: stored where they are parts, joined where they are computed."""
+    if _parts(program, found):
+        return _packed(program, found)
+    return _call(last, aten.cat.default, (list(found), 0), "bias")
 
 
 def _operand(call: Node, place: int) -> Node:
