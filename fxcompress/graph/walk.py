@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,13 @@ def _path(entry: object) -> str:
 
 def source(node: fx.Node) -> str | None:
     """The line of the user's model that made a node, as `file.py:12: code`; None when unknown."""
-    frames = list(_frames(node.meta.get("stack_trace")))
+    return _users_line(node.meta.get("stack_trace"))
+
+
+@lru_cache(maxsize=1 << 14)
+def _users_line(stack_trace: str | None) -> str | None:
+    """The innermost line that is not torch's; remembered, since every step of an analysis may ask."""
+    frames = list(_frames(stack_trace))
     if not frames:
         return None
     users = [frame for frame in frames if not frame[0].startswith(_LIBRARY)]
