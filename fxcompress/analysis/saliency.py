@@ -47,6 +47,8 @@ def score(analysis: Analysis, saliency: Saliency, evidence: Evidence | None = No
     """
     raw = _raw(analysis, saliency, evidence)
     spoken = {name: normalized(found, saliency.normalize) for name, found in raw.items() if found is not None}
+    if saliency.normalize == "macs":
+        spoken = {name: found / _saved(analysis, analysis.group(name)) for name, found in spoken.items()}
     level = float(np.mean([found.mean() for found in spoken.values()])) if spoken else 1.0
     scores = {}
     for group in analysis.groups:
@@ -54,6 +56,14 @@ def score(analysis: Analysis, saliency: Saliency, evidence: Evidence | None = No
         scores[group.name] = level * _relative_l2(analysis, group) if found is None else found
     lowest = min((float(found.min()) for found in scores.values()), default=0.0)
     return {name: found - lowest for name, found in scores.items()} if lowest < 0 else scores
+
+
+def _saved(analysis: Analysis, group: Group) -> float:
+    """The share of the MACs that one index of a group saves when it goes alone."""
+    macs = analysis.price.macs
+    full = macs.at({})
+    saved = full - macs.at({group.axis: group.size - 1})
+    return saved / full if saved > 0 else 1.0
 
 
 def unspoken(analysis: Analysis, saliency: Saliency, evidence: Evidence | None = None) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ DATA_KINDS = {
 }
 KINDS = (*STORED_KINDS, *DATA_KINDS)
 REDUCTIONS = ("sum", "mean", "max", "product")
-NORMALIZATIONS = ("mean", "max", "sum", "standard", "none", "lamp")
+NORMALIZATIONS = ("mean", "max", "sum", "standard", "none", "lamp", "macs")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Saliency:
         reduce: how the positions of one index, over all members of its group, become one number. The
             `"product"` is a geometric mean. L2 reduces squares and takes the root afterwards.
         normalize: what every score of a group is divided by: the group's `"mean"`, `"max"` or `"sum"`;
-            `"standard"` counts deviations from the mean, `"lamp"` is `lamp`, `"none"` nothing.
+            `"standard"` counts deviations from the mean, `"lamp"` is `lamp`, `"none"` nothing; `"macs"` is
+            the share of the MACs that an index saves, for kinds that mean the same in every group, such as
+            `"elimination"`.
         seed: for `"random"`.
     """
 
@@ -145,7 +147,7 @@ def normalized(scores: Scores, how: str) -> Scores:
 
     A group of zeros has no order: every index gets the group's average on that scale.
     """
-    if how == "none":
+    if how in ("none", "macs"):  # prices are not the group's own: `analysis.saliency` divides by them
         return scores
     if how == "lamp":
         return lamp(scores)
