@@ -23,6 +23,7 @@ from fxcompress.axes.positions import occurrences
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.numerics.saliency import (
+    STORED_KINDS,
     Labels,
     Saliency,
     Scores,
@@ -66,10 +67,10 @@ def _saved(analysis: Analysis, group: Group) -> float:
     return saved / full if saved > 0 else 1.0
 
 
-def unspoken(analysis: Analysis, saliency: Saliency, evidence: Evidence | None = None) -> tuple[str, ...]:
+def unspoken(analysis: Analysis, saliency: Saliency) -> tuple[str, ...]:
     """The names of the groups that the saliency says nothing about, and L2 ranks instead."""
-    raw = _raw(analysis, saliency, evidence)
-    return tuple(name for name, found in raw.items() if found is None)
+    reading = _Reading(analysis, saliency, Evidence(0))
+    return tuple(group.name for group in analysis.groups if not reading.speaks_of(group))
 
 
 def _raw(analysis: Analysis, saliency: Saliency, evidence: Evidence | None) -> dict[str, Scores | None]:
@@ -104,6 +105,14 @@ class _Reading:
             return None
         found = pooled(group.size, slices, self.saliency.reduce)
         return np.sqrt(found) if kind == "l2" else found
+
+    def speaks_of(self, group: Group) -> bool:
+        """Whether the kind has a number for every index of a group."""
+        if self.saliency.kind == "batch_norm":
+            return any(member.tensor in self.scales for member in group.members)
+        if self.saliency.kind in STORED_KINDS or self.saliency.kind == "obd":
+            return True
+        return next(self.readers.of(group.axis), None) is not None
 
     def _slices(self, group: Group) -> Slices:
         kind = self.saliency.kind

@@ -13,6 +13,7 @@ from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
+from fxcompress.analysis.saliency import unspoken
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import Removal, plan_removal
 from fxcompress.api.request import Request
@@ -23,6 +24,7 @@ from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
 from fxcompress.measure import batch_symbol
+from fxcompress.numerics.saliency import Saliency
 from fxcompress.passes.loosening import LOOSEN
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
@@ -78,12 +80,13 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         evidence = _evidence(request, looser, journal)
         removal = plan_removal(request, request.prune, looser, evidence, journal)
         pruning = removal.plan
+        remarks = _ranked_otherwise(looser, request.prune.criterion, pruning)
         trainable = journal.apply(PruneChannels(pruning), loose)
         with journal.step("prove-pruning"):
             proofs = (_masked(start, trainable, pruning),)
-        trainable, found, remarks = compensated(request, loose, trainable, pruning, journal)
+        trainable, found, corrected = compensated(request, loose, trainable, pruning, journal)
         trainable = journal.apply(PackLinears(), trainable)
-        proofs = (*proofs, *found)
+        proofs, remarks = (*proofs, *found), (*remarks, *corrected)
     deployed = journal.apply_all(request.recipe.after, trainable)
     samples, calibration = _samples(original, request.calibration)
     quantized = quantization = None
@@ -127,6 +130,15 @@ def _evidence(request: Request, analysis: Analysis, journal: Journal) -> Evidenc
         )
     with journal.step("gather-evidence"):
         return gather(analysis.program, request.calibration, needs, request.prune.loss)
+
+
+def _ranked_otherwise(analysis: Analysis, saliency: Saliency, plan: PruningPlan) -> tuple[str, ...]:
+    """A note where the saliency says nothing about a group that was pruned."""
+    names = [name for name in unspoken(analysis, saliency) if name in plan.channels]
+    if not names:
+        return ()
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (f"{saliency.kind} says nothing about {', '.join(names[:4])}{more}: ranked by l2 instead",)
 
 
 def refuse_random(program: Program) -> None:

@@ -155,7 +155,7 @@ def test_what_says_nothing_about_a_group_leaves_it_to_l2() -> None:
     found, plain = score(analysis, saliency), l2_of(analysis)
     names = unspoken(analysis, saliency)
     assert [analysis.group(name).size for name in names] == [6, 5]
-    normed = next(name for name in found if name not in names)
+    (normed,) = (name for name in found if name not in names)
     assert np.array_equal(found[normed], [3.0, 1.0, 2.0, 5.0])
     for name in names:
         assert np.allclose(found[name], 2.75 * plain[name])
@@ -204,4 +204,4 @@ def test_every_kind_ranks_every_group(name: str) -> None:
         }
         assert all(np.isfinite(found).all() for found in scores.values())
         if saliency.kind in DATA_KINDS:
-            assert unspoken(analysis, saliency, evidence) == ()
+            assert unspoken(analysis, saliency) == ()
