@@ -29,6 +29,7 @@ from fxcompress.lowering.lower import lower
 from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal, Progress
 from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
 from fxcompress.recipes.recipe import Recipe
 from fxcompress.report.report import Proof, Report
@@ -42,7 +43,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     model: Model,
     example_inputs: Any = None,
     *,
-    prune: float | Prune | None = None,
+    prune: float | Prune | PruningPlan | None = None,
     quantize: str | Quantize | None = None,
     recover: Any = None,
     calibration: Iterable[Any] | None = None,
@@ -68,7 +69,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     Args:
         model: a module in evaluation mode, an exported or captured program, or a `.pt2` or `.fxc` path.
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; inferred when absent.
-        prune: the share of the MACs to remove, such as 0.5, or `Prune(...)`.
+        prune: the share of the MACs to remove, such as 0.5, or `Prune(...)`, or a plan that was made before.
         quantize: `"int8"` or `Quantize(...)`; needs `calibration`.
         recover: not built yet.
         calibration: batches of typical inputs: a tensor, a tuple or dict of inputs, or (inputs, label). By

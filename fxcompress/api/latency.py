@@ -79,6 +79,8 @@ def plan_removal(
     Raises:
         BudgetError: a bound is below the reachable minimum.
     """
+    if request.plan is not None:
+        return Removal(request.plan)
     if options.budget is None or options.budget.ms is None:
         with journal.step("plan-pruning"):
             block = request.target.channel_block

@@ -19,6 +19,7 @@ from fxcompress.lowering.opsets import choose_opset
 from fxcompress.measure import ModelCall
 from fxcompress.pipeline import Progress
 from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
 from fxcompress.recipes.reading import load_recipe
 from fxcompress.recipes.recipe import Recipe, recipe_of
@@ -84,8 +85,13 @@ class Request:
 
     @property
     def prune(self) -> Prune | None:
-        """How to prune, if at all."""
-        return self.recipe.prune
+        """How to prune, if at all; a plan that was made before leaves nothing to choose."""
+        return Prune() if self.plan is not None else self.recipe.prune
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """The pruning plan to apply, where it was made before."""
+        return self.recipe.plan
 
     @property
     def quantize(self) -> Quantize | None:
@@ -96,7 +102,7 @@ class Request:
     def settings(self) -> dict[str, Any]:
         """What the report repeats of the arguments."""
         return {
-            "prune": None if self.prune is None else self.prune.to_dict(),
+            "prune": self._pruning(),
             "quantize": None if self.quantize is None else vars(self.quantize),
             "objective": self.objective,
             "max_drop": self.max_drop,
@@ -107,14 +113,19 @@ class Request:
             "recipe": str(self.recipe),
         }
 
+    def _pruning(self) -> Any:
+        if self.plan is not None:
+            return "a plan that was made before"
+        return None if self.prune is None else self.prune.to_dict()
 
-def pruning_options(prune: float | Prune | None) -> Prune | None:
+
+def pruning_options(prune: float | Prune | PruningPlan | None) -> Prune | PruningPlan | None:
     """Turn `prune=0.5` into options; they check themselves."""
-    if prune is None or isinstance(prune, Prune):
+    if prune is None or isinstance(prune, Prune | PruningPlan):
         return prune
     if not _number(prune):
         raise InputError(
-            f"prune={prune!r} is neither a share of the MACs nor a Prune",
+            f"prune={prune!r} is neither a share of the MACs nor a Prune or PruningPlan",
             hint="prune=0.5 removes half of the multiply-accumulates",
         )
     return Prune(ratio=float(prune))
@@ -130,7 +141,7 @@ def quantization_options(quantize: str | Quantize | None) -> Quantize | None:
 
 
 def stages(
-    prune: float | Prune | None,
+    prune: float | Prune | PruningPlan | None,
     quantize: str | Quantize | None,
     recipe: str | os.PathLike[str] | Recipe | None,
 ) -> Recipe:

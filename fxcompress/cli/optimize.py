@@ -17,7 +17,8 @@ from fxcompress.cli.budgets import pruning
 from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
 from fxcompress.numerics.saliency import DATA_KINDS, NAMED
-from fxcompress.plan.prune import SCOPES
+from fxcompress.plan.prune import SCOPES, Prune
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.recipes.reading import named_recipes
 from fxcompress.report import tables
 
@@ -58,6 +59,12 @@ from fxcompress.report import tables
     metavar="PATTERN",
     help="Parameter names such as 'layer1.*', or a module type such as Conv2d, whose channels stay; repeat "
     "for more.",
+)
+@click.option(
+    "--plan",
+    "plan",
+    metavar="FILE",
+    help="Apply the pruning plan of a plan.json instead of making one.",
 )
 @click.option("--quantize", metavar="MODE", help='"int8"; needs --calibration.')
 @click.option(
@@ -134,6 +141,7 @@ def optimize(
     saliency: str | None,
     scope: str | None,
     protect: tuple[str, ...],
+    plan: str | None,
     quantize: str | None,
     recipe: str | None,
     calibration: str | None,
@@ -164,10 +172,17 @@ def optimize(
       fxcompress optimize mymodels.net:build -o out --budget ms=3.0 --budget params=50%
       fxcompress optimize mymodels.net:build -o out --prune 0.5 --quantize int8 \\
           --calibration images.npz --evaluate mymodels.score:accuracy
+      fxcompress optimize mymodels.net:build -o out --plan earlier/plan.json
       fxcompress optimize mymodels.net:build -o out --recipe stages.toml
       fxcompress optimize mymodels.text:embedder -o out \\
           --dynamic input_ids:1=sequence --dynamic attention_mask:1=sequence
     """
+    rules = {"saliency": saliency, "scope": scope, "protect": protect}
+    removal: float | Prune | PruningPlan | None = pruning(prune, budgets, rules)
+    if plan is not None:
+        if removal is not None:
+            raise click.UsageError("--plan says what goes: leave --prune and --budget out")
+        removal = PruningPlan.load(plan)
     check_folder(output)  # at once, not after minutes of work
     with Steps() as step, contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
         step("load")
@@ -176,7 +191,7 @@ def optimize(
         result = run_optimize(
             given.model,
             given.example_inputs,
-            prune=pruning(prune, budgets, {"saliency": saliency, "scope": scope, "protect": protect}),
+            prune=removal,
             quantize=quantize,
             recipe=recipe,
             calibration=data,

@@ -12,6 +12,7 @@ from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.pipeline import Stage
 from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
 from fxcompress.recipes.writing import toml_of
 
@@ -22,8 +23,10 @@ LOSSLESS: tuple[Stage, ...] = (
 )
 """What every deployed program goes through; it computes what it did before, up to rounding."""
 
-Step: TypeAlias = Stage | Prune | Quantize
-"""A stage of a recipe: a pass, or the options of a decision that a pass then carries out."""
+Step: TypeAlias = Stage | Prune | PruningPlan | Quantize
+"""A stage of a recipe: a pass, the options of a decision that a pass then carries out, or its outcome."""
+
+_DECISIONS = (Prune, PruningPlan, Quantize)
 
 VOCABULARY: Mapping[str, type[Any]] = {
     "prune": Prune,
@@ -62,7 +65,8 @@ class Recipe:
     description: str = ""
 
     def __post_init__(self) -> None:
-        unknown = [step for step in self.steps if type(step) not in VOCABULARY.values()]
+        known = {*VOCABULARY.values(), PruningPlan}
+        unknown = [step for step in self.steps if type(step) not in known]
         if unknown:
             raise InputError(
                 f"{unknown[0]!r} is no stage of a recipe", hint=f"stages are: {', '.join(VOCABULARY)}"
@@ -77,6 +81,11 @@ class Recipe:
         return next((step for step in self.steps if isinstance(step, Prune)), None)
 
     @property
+    def plan(self) -> PruningPlan | None:
+        """The pruning plan that the recipe applies, if it was made before."""
+        return next((step for step in self.steps if isinstance(step, PruningPlan)), None)
+
+    @property
     def quantize(self) -> Quantize | None:
         """How the recipe quantizes, if it does."""
         return next((step for step in self.steps if isinstance(step, Quantize)), None)
@@ -84,36 +93,43 @@ class Recipe:
     @property
     def before(self) -> tuple[Stage, ...]:
         """The passes that run before pruning; none where nothing is pruned."""
-        pruned = next((i for i, step in enumerate(self.steps) if isinstance(step, Prune)), 0)
-        return tuple(step for step in self.steps[:pruned] if not isinstance(step, Prune | Quantize))
+        pruned = next((i for i, step in enumerate(self.steps) if isinstance(step, Prune | PruningPlan)), 0)
+        return tuple(step for step in self.steps[:pruned] if not isinstance(step, _DECISIONS))
 
     @property
     def after(self) -> tuple[Stage, ...]:
         """The passes that run after pruning, which is before quantization."""
-        passes = [step for step in self.steps if not isinstance(step, Prune | Quantize)]
+        passes = [step for step in self.steps if not isinstance(step, _DECISIONS)]
         return tuple(passes[len(self.before) :])
 
     def to_toml(self) -> str:
         """The file that `load_recipe` reads back as an equal recipe.
 
         Raises:
-            InputError: a field holds a function or a type, which a file cannot spell.
+            InputError: a field holds a function or a type, or a stage is a plan, which a file cannot spell.
         """
+        if self.plan is not None:
+            raise InputError(
+                "a recipe file cannot spell a pruning plan",
+                hint="save it by itself: plan.save(path), then --plan or PruningPlan.load(path)",
+            )
         return toml_of(self.description, [(spelling(step), step) for step in self.steps])
 
     def __str__(self) -> str:
         return " -> ".join(spelling(step) for step in self.steps) or "nothing"
 
 
-def recipe_of(prune: Prune | None, quantize: Quantize | None) -> Recipe:
+def recipe_of(prune: Prune | PruningPlan | None, quantize: Quantize | None) -> Recipe:
     """The recipe that the keywords `prune` and `quantize` stand for."""
-    steps = [] if prune is None else [prune]
-    return Recipe((*steps, *LOSSLESS, *([] if quantize is None else [quantize])))
+    first: tuple[Step, ...] = () if prune is None else (prune,)
+    last: tuple[Step, ...] = () if quantize is None else (quantize,)
+    return Recipe((*first, *LOSSLESS, *last))
 
 
 def spelling(step: Step) -> str:
     """What a recipe file calls a stage."""
-    return next(name for name, kind in VOCABULARY.items() if type(step) is kind)
+    kind = Prune if isinstance(step, PruningPlan) else type(step)
+    return next(name for name, known in VOCABULARY.items() if known is kind)
 
 
 def order_fault(steps: Sequence[Step]) -> Fault | None:

@@ -23,6 +23,7 @@ from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
 from fxcompress.recipes.reading import load_recipe, named_recipes, read_recipe
 from fxcompress.recipes.recipe import LOSSLESS, VOCABULARY, Recipe, recipe_of
@@ -201,6 +202,21 @@ def test_keywords_are_a_recipe(net: Any) -> None:
     by_name, by_keyword = fxcompress.optimize(*net, recipe="half"), fxcompress.optimize(*net, prune=0.5)
     assert ran(by_name) == ran(by_keyword)
     assert by_name.plan.kept == by_keyword.plan.kept
+
+
+def test_a_saved_plan_is_applied_again(net: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = fxcompress.optimize(*net, prune=0.4)
+    first.save("first")
+    plan = PruningPlan.load("first/plan.json")
+    assert fxcompress.optimize(*net, prune=plan).plan.kept == first.plan.kept
+    capture(*net).save(tmp_path / "net.fxc")
+    command = ["optimize", "net.fxc", "-o", "out", "--plan", "first/plan.json"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert PruningPlan.load("out/plan.json").kept == first.plan.kept
+    assert CliRunner().invoke(main, [*command, "--prune", "0.5"]).exit_code == 2
+    with pytest.raises(InputError, match="cannot spell a pruning plan"):
+        recipe_of(plan, None).to_toml()
 
 
 def test_the_command_line_takes_recipes(tmp_path: Path, net: Any, monkeypatch: Any) -> None:
