@@ -78,7 +78,7 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         with journal.step("analyse-loosened"):
             looser = analysis if loose is start else analyse(loose)
         evidence = _evidence(request, looser, journal)
-        removal = plan_removal(request, request.prune, looser, evidence, journal)
+        removal = plan_removal(request, request.prune, start, looser, evidence, journal)
         pruning = removal.plan
         remarks = _ranked_otherwise(looser, request.prune.criterion, pruning)
         trainable = journal.apply(PruneChannels(pruning), loose)

@@ -181,7 +181,7 @@ def _threshold(state: Allocation) -> dict[str, int]:
     """One saliency threshold for all groups: the smallest number of removed indices that fits is searched by
     bisection.
     """
-    ranked = np.sort(np.concatenate([item.scores for item in state.candidates]))
+    ranked = np.sort(np.concatenate([np.empty(0), *(item.scores for item in state.candidates)]))
     meter = state.meter
 
     def widths(count: int) -> dict[str, int]:
@@ -210,7 +210,7 @@ def _threshold(state: Allocation) -> dict[str, int]:
 def _grow(state: Allocation) -> None:
     """Give back whole steps, the most salient per cost first, while they fit."""
     meter = state.meter
-    least = min(float(item.ascending[0]) for item in state.candidates)
+    least = min((float(item.ascending[0]) for item in state.candidates), default=0.0)
     base = min(0.0, least)  # a score below zero is no reason to prefer the dearer of two
     while True:
         best, gain = None, -1.0

@@ -68,7 +68,8 @@ def fixed_width(share: float, item: Candidate, statistics: bool) -> tuple[int, i
     wanted, least = item.size * (1 - share), min(item.size, 2 if statistics else 1)
     for rung in [item.step, *(rung for rung in (8, 4, 1) if rung < item.step)]:
         below = int(wanted // rung) * rung
-        options = [width for width in (below, below + rung, item.size) if least <= width <= item.size]
+        near = (below, below + rung, item.size, *([least] if rung == 1 else []))
+        options = [width for width in near if least <= width <= item.size]
         width = min(options, key=lambda option: (abs(option - wanted), option))
         if abs(width - wanted) <= TOLERATED * item.size or rung == 1:
             return width, rung

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,9 @@ import onnxruntime as ort
 from fxcompress.errors import InputError
 from fxcompress.numerics.statistics import Ratio, bootstrap_ratio
 from fxcompress.runtime.session import Feeds, Model, contiguous, open_session, run
+
+Clock = Callable[[], float]
+"""Seconds from some moment on."""
 
 SLOWER = 1.02
 _ROUND_SECONDS = 0.005
@@ -70,6 +73,7 @@ def compare(
     threads: int = 1,
     rounds: int = 30,
     seconds: float | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Comparison:
     """Time labelled models against each other on the same feeds.
 
@@ -80,6 +84,8 @@ def compare(
         rounds: how many alternated rounds; 30 unless the caller states fewer.
         seconds: soft bound on the whole measurement. It lowers the repetitions inside a round, down to one
             call, never the number of rounds.
+        clock: what time is read from. The processor time of this thread (`time.thread_time`) leaves out what
+            other processes took, and counts everything only where the session has one thread.
 
     Raises:
         SessionError: a model does not load or does not take the feeds.
@@ -95,7 +101,7 @@ def compare(
     with _no_collection():
         for _ in range(rounds):
             for label in order:
-                measured[label].append(_time(sessions[label], feeds, repetitions[label]))
+                measured[label].append(_time(sessions[label], feeds, repetitions[label], clock))
             order = order[1:] + order[:1]
     return Comparison({label: tuple(values) for label, values in measured.items()}, repetitions, threads)
 
@@ -120,13 +126,13 @@ def _repetitions(single: Mapping[str, float], rounds: int, seconds: float | None
     return {label: max(1, int(count * scale)) for label, count in wanted.items()}
 
 
-def _time(session: ort.InferenceSession, feeds: Feeds, calls: int) -> float:
+def _time(session: ort.InferenceSession, feeds: Feeds, calls: int, clock: Clock = time.perf_counter) -> float:
     """Seconds per call over `calls` calls in a row."""
     arrays = contiguous(feeds)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         session.run(None, arrays)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 @contextmanager

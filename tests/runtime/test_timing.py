@@ -59,7 +59,7 @@ def test_the_order_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "open_session", lambda model, threads: sessions[model])
     monkeypatch.setattr(timing, "_warm", lambda session, feeds: 1.0)
 
-    def record(session: object, feeds: object, calls: int) -> float:
+    def record(session: object, feeds: object, calls: int, clock: object) -> float:
         order.append(next(name for name, one in sessions.items() if one is session))
         assert not gc.isenabled()
         return 1.0

@@ -1,0 +1,171 @@
+"""Which widths a group may take: alignment of tensors, floors, explicit shares, scopes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fxcompress.analysis.groups import Analysis, Group, Member, analyse
+from fxcompress.axes.expression import Axis, product
+from fxcompress.errors import BudgetError, InputError
+from fxcompress.graph.capture import capture
+from fxcompress.plan.budget import Candidate
+from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning import narrowest_plan, plan_pruning
+from fxcompress.plan.width_rules import candidate, explicit_shares, fixed_width, width_step
+
+
+def group_of(size: int, *positions: int, statistics: tuple[str, ...] = ()) -> Group:
+    """A group whose index stands for so many positions in each of several weights."""
+    axis = Axis(size, "g", statistics=list(statistics))
+    members = tuple(
+        Member(f"w{place}", 0, product(axis, Axis(count)) if count > 1 else axis)
+        for place, count in enumerate(positions)
+    )
+    return Group("w0[0]", axis, members, min(positions))
+
+
+@pytest.mark.parametrize(
+    ("positions", "block", "step"),
+    [
+        ((1,), 16, 16),
+        ((64,), 16, 1),
+        ((4,), 16, 4),
+        ((6,), 16, 8),
+        ((4, 6), 16, 8),
+        ((1, 64), 16, 16),
+        ((3,), 1, 1),
+    ],
+)
+def test_alignment_is_wanted_of_the_tensors(positions: tuple[int, ...], block: int, step: int) -> None:
+    """Several counts are combined by their least common multiple; a maximum would miss one (TP)."""
+    group = group_of(64, *positions)
+    weights = frozenset(member.tensor for member in group.members)
+    found = width_step(group, block, weights)
+    assert found == step
+    assert all(found * count % block == 0 for count in positions)
+
+
+def test_tensors_that_no_kernel_multiplies_with_do_not_coarsen_the_step() -> None:
+    """A table of biases per head has one position per head; the projections have 64."""
+    group = group_of(12, 64, 1)
+    assert width_step(group, 16, frozenset({"w0"})) == 1
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 32), st.floats(0.01, 0.99), st.floats(0.0, 0.5), st.integers(1, 400)
+)
+def test_floors_and_tops_are_in_order(size: int, step: int, gone: float, must: float, width: int) -> None:
+    options = Prune(max_ratio=gone, min_ratio=min(must, gone), min_width=width)
+    item = candidate(group_of(size, 1), np.arange(float(size)), step, options)
+    assert 1 <= item.least <= item.top <= item.size
+    assert item.least >= min(size, width)
+    assert item.floor(1) == item.least
+    assert item.least <= item.floor(step) <= item.top
+
+
+def test_a_normalised_axis_keeps_two_positions() -> None:
+    group = group_of(8, 1, statistics=("layer_norm",))
+    assert candidate(group, np.ones(8), 1, Prune(max_ratio=0.99)).least == 2
+
+
+@given(st.integers(1, 300), st.sampled_from((1, 4, 8, 16, 32)), st.floats(0.0, 0.999), st.booleans())
+def test_an_explicit_share_is_met_to_the_nearest_step(
+    size: int, step: int, share: float, statistics: bool
+) -> None:
+    """Never zero, and never silently nothing: a 16-channel stage at 60 % in steps of 8 loses 8, not none."""
+    item = Candidate("g", np.ones(size), step, 1)
+    width, rung = fixed_width(share, item, statistics)
+    assert min(size, 1 + statistics) <= width <= size
+    assert width == size or width % rung == 0 or width == min(size, 1 + statistics)
+    assert abs(width - size * (1 - share)) <= max(0.1 * size, 1 + statistics)
+    assert rung <= step
+
+
+def test_sixteen_channels_at_sixty_percent_are_pruned() -> None:
+    assert fixed_width(0.6, Candidate("g", np.ones(16), 8, 1), False) == (8, 8)
+    assert fixed_width(0.0, Candidate("g", np.ones(10), 8, 1), False) == (10, 8)
+
+
+class Chain(nn.Module):
+    """Four linear layers with activations; the two in the middle are of one kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 64)
+        self.layers = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
+        self.last = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.last(x)
+
+
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    torch.manual_seed(0)
+    model = Chain()
+    with torch.no_grad():
+        model.layers[0].weight *= 100
+    return analyse(capture(model.eval(), torch.randn(2, 8)))
+
+
+def test_explicit_ratios_alone_leave_everything_else_whole(analysis: Analysis) -> None:
+    plan = plan_pruning(analysis, Prune(ratios={"layers.0.weight[0]": 0.25, "first.weight": 0.5}), 16)
+    assert {name: len(stay) for name, stay in plan.channels.items()} == {
+        "first.weight[0]": 32,
+        "layers.0.weight[0]": 48,
+    }
+
+
+def test_explicit_ratios_are_fixed_before_a_budget_is_met(analysis: Analysis) -> None:
+    plan = plan_pruning(analysis, Prune(0.5, ratios={"layers.1.weight[0]": 0.0, "first.weight[0]": 0.25}), 8)
+    assert "layers.1.weight[0]" not in plan.channels
+    assert len(plan.channels["first.weight[0]"]) == 48
+    assert 0.49 * plan.before.macs <= plan.after.macs <= 0.5 * plan.before.macs
+
+
+def test_a_ratio_wins_over_protection(analysis: Analysis) -> None:
+    plan = plan_pruning(analysis, Prune(ratios={"first.weight": 0.5}, protect=("first.*",)), 16)
+    assert len(plan.channels["first.weight[0]"]) == 32
+
+
+def test_a_pattern_of_ratios_must_match(analysis: Analysis) -> None:
+    with pytest.raises(InputError, match=r"'nothing\.\*' of ratios matches no parameter"):
+        explicit_shares(analysis, {"nothing.*": 0.5})
+
+
+def test_the_group_scope_takes_the_same_share_of_each(analysis: Analysis) -> None:
+    plan = plan_pruning(analysis, Prune(0.5, scope="group"), 1)
+    widths = [len(stay) for stay in plan.channels.values()]
+    assert len(widths) == 3
+    assert max(widths) - min(widths) <= 2
+
+
+def test_the_narrowest_plan_is_what_no_budget_goes_below(analysis: Analysis) -> None:
+    least = narrowest_plan(analysis, Prune(max_ratio=0.75), 16)
+    assert {len(stay) for stay in least.channels.values()} == {16}
+    share = least.after.macs / least.before.macs
+    plan = plan_pruning(analysis, Prune(1 - math.nextafter(share, 1), max_ratio=0.75), 16)
+    assert plan.after.macs == least.after.macs
+
+
+def test_a_smallest_share_goes_of_every_group(analysis: Analysis) -> None:
+    plan = plan_pruning(analysis, Prune(0.3, min_ratio=0.2), 1)
+    assert all(len(plan.channels[group.name]) <= 0.8 * group.size for group in analysis.groups)
+
+
+def test_a_budget_over_fixed_widths_alone_is_checked(analysis: Analysis) -> None:
+    everything = {"first.weight": 0.5, "layers.*.weight": 0.5}
+    plan = plan_pruning(analysis, Prune(0.4, ratios=everything), 16)
+    assert {len(stay) for stay in plan.channels.values()} == {32}
+    with pytest.raises(BudgetError, match="asks for 10.0% of the MACs"):
+        plan_pruning(analysis, Prune(0.9, ratios=everything), 16)
