@@ -13,7 +13,14 @@ from torch import nn
 
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
-from fxcompress.graph.inputs import batches, bind, infer_example, normalize
+from fxcompress.graph.inputs import (
+    batches,
+    bind,
+    bind_labelled,
+    infer_example,
+    labelled_batches,
+    normalize,
+)
 from fxcompress.graph.program import Program
 from tests.architectures.catalog import by_name
 
@@ -238,6 +245,26 @@ def test_forms_of_a_batch(one: Program, batch: Any) -> None:
     for target in (one, one.signature):
         (flat,) = bind(target, batch)
         assert torch.equal(flat, X)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(X, LABEL), [X, LABEL], ((X,), LABEL), ({"input": X}, LABEL), {"input": X, "labels": LABEL}],
+    ids=["pair", "list", "nested", "dict", "key"],
+)
+def test_the_label_of_a_batch(one: Program, batch: Any) -> None:
+    flat, label = bind_labelled(one, batch)
+    assert torch.equal(flat[0], X)
+    assert label is LABEL
+    (streamed,) = labelled_batches(one, [batch])
+    assert streamed[1] is LABEL
+
+
+def test_inputs_are_no_labels(one: Program, two: Program) -> None:
+    assert bind_labelled(one, X)[1] is None
+    assert bind_labelled(two, (IDS, Y))[1] is None
+    assert bind_labelled(two, (IDS, Y, LABEL))[1] is LABEL
+    assert bind_labelled(two, {"x": Y, "ids": IDS, "y": 1})[1] == 1
 
 
 IDS, Y = torch.ones(4, 3, dtype=torch.int64), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
