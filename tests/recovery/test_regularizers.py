@@ -40,11 +40,12 @@ def test_group_lasso_by_hand() -> None:
     model = two_layers()
     penalty = group_lasso(analyse(capture(model.eval(), torch.randn(2, 3).double())))
     norms, count = by_hand(model)
+    norms = norms.detach()
     value = penalty.penalty(model)
-    assert float(value) == pytest.approx(float(sqrt(count) * norms.sum()), rel=1e-12)
+    assert float(value.detach()) == pytest.approx(float(sqrt(count) * norms.sum()), rel=1e-12)
     found = gradients(model, value)
     a, b = model.get_submodule("a"), model.get_submodule("b")
-    scale = sqrt(count) / norms.detach()
+    scale = sqrt(count) / norms
     wanted = [a.weight * scale[:, None], a.bias * scale, b.weight * scale, None]
     for one, other in zip(found, wanted, strict=True):
         assert (one is None) == (other is None)
@@ -80,7 +81,9 @@ def test_batch_norm_scale_by_hand() -> None:
         for norm in norms:
             norm.copy_(torch.randn(norm.shape))
     value = penalty(model)
-    assert float(value) == pytest.approx(sum(float(norm.abs().sum()) for norm in norms), rel=1e-6)
+    assert float(value.detach()) == pytest.approx(
+        sum(float(norm.detach().abs().sum()) for norm in norms), rel=1e-6
+    )
     value.backward()
     assert all(torch.equal(norm.grad, norm.sign()) for norm in norms)
     assert all(p.grad is None for name, p in model.named_parameters() if ".1.weight" not in name)
@@ -90,16 +93,16 @@ def test_scales_of_frozen_channels_do_not_count() -> None:
     """The last norm works on the outputs, which may not shrink."""
     model = Chain(a=nn.Linear(3, 4), n=nn.BatchNorm1d(4), b=nn.Linear(4, 2), m=nn.BatchNorm1d(2)).eval()
     penalty = batch_norm_scale(analyse(capture(model, torch.randn(2, 3))))
-    assert float(penalty(model)) == 4.0
+    assert float(penalty(model).detach()) == 4.0
 
 
 def test_removed_weights_by_hand() -> None:
     model = two_layers()
     analysis = analyse(capture(model.eval(), torch.randn(2, 3).double()))
     penalty = removed_weights(analysis, make_plan(analysis, {"a.weight[0]": (0, 3)}))
-    norms, _ = by_hand(model)
+    norms = by_hand(model)[0].detach()
     value = penalty(model)
-    assert float(value) == pytest.approx(0.5 * float(norms[1:3].square().sum()), rel=1e-12)
+    assert float(value.detach()) == pytest.approx(0.5 * float(norms[1:3].square().sum()), rel=1e-12)
     found = gradients(model, value)
     a = model.get_submodule("a")
     wanted = torch.zeros_like(a.weight).index_copy(0, torch.tensor([1, 2]), a.weight[1:3])
@@ -110,16 +113,16 @@ def test_removed_weights_by_hand() -> None:
 def test_training_empties_planted_channels_and_pruning_picks_them(own: bool) -> None:
     """Half of the units read only zeros; their weights are large, so that magnitude alone keeps them."""
     torch.manual_seed(0)
-    model = Chain(a=nn.Linear(8, 16, bias=False), b=nn.Linear(16, 2, bias=False)).eval()
+    model = Chain(a=nn.Linear(16, 16, bias=False), b=nn.Linear(16, 8, bias=False)).eval()
     useless = set(range(0, 16, 2))
+    rows = torch.tensor(sorted(useless))
     with torch.no_grad():
-        rows = torch.tensor(sorted(useless))
-        model.get_parameter("a.weight")[:, 4:] = 0
-        model.get_parameter("a.weight")[rows, :4] = 0
-        model.get_parameter("a.weight")[rows, 4:] = 2.0
-    x = torch.cat([torch.randn(64, 4), torch.zeros(64, 4)], 1)
-    y = torch.randn(64, 4) * 0 + x[:, :4]
-    y = y[:, :2] - y[:, 2:]
+        model.get_parameter("a.weight")[:, 8:] = 0
+        model.get_parameter("a.weight")[rows, :8] = 0
+        model.get_parameter("a.weight")[rows, 8:] = 0.7
+        model.get_parameter("b.weight")[:, rows] = 0  # nor does the loss pull at them: a saddle
+    x = torch.cat([torch.randn(128, 8), torch.zeros(128, 8)], 1)
+    y = x[:, :8] @ torch.linalg.qr(torch.randn(8, 8))[0]  # of rank 8: no useful unit can be spared
     program = capture(model, x[:2])
     analysis = analyse(program)
     options = Prune(0.5, block=1)
@@ -127,9 +130,9 @@ def test_training_empties_planted_channels_and_pruning_picks_them(own: bool) -> 
     module = model if own else program.copy(share=False).module
     penalty = group_lasso(analysis)
     optimizer = torch.optim.SGD(module.parameters(), 0.05)
-    for _ in range(150):
+    for _ in range(600):
         optimizer.zero_grad()
-        (nn.functional.mse_loss(module(x), y) + 0.02 * penalty(module)).backward()
+        ((module(x) - y).square().sum(1).mean() + 0.02 * penalty(module)).backward()
         optimizer.step()
     trained = capture(module, x[:2]) if own else program.copy(share=False)
     if not own:
@@ -138,7 +141,7 @@ def test_training_empties_planted_channels_and_pruning_picks_them(own: bool) -> 
     assert set(plan.channels["a.weight[0]"]) == set(range(16)) - useless
     pruned = PruneChannels(plan).run(trained).program
     with torch.no_grad():
-        assert float(nn.functional.mse_loss(pruned(x), y)) < 0.1 * float(y.square().mean())
+        assert float(nn.functional.mse_loss(pruned(x), y)) < 0.2 * float(y.square().mean())
 
 
 def test_another_module_is_refused() -> None:
@@ -150,7 +153,7 @@ def test_another_module_is_refused() -> None:
             penalty(pruned.module)
     with pytest.raises(InputError, match="no such parameter"):
         group_lasso(analysis)(nn.Sequential(net()))
-    assert float(group_lasso(analyse(pruned))(pruned.module)) > 0
+    assert float(group_lasso(analyse(pruned))(pruned.module).detach()) > 0
 
 
 def test_models_without_channels_are_refused() -> None:
