@@ -16,8 +16,14 @@ from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.plan.budget_options import Budget
+from fxcompress.plan.depth import Depth
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
+from fxcompress.plan.schedule import Schedule
+from fxcompress.plan.sparsity import Sparsify
+from fxcompress.recovery.depth import shorten
+from fxcompress.recovery.gradual import prune_gradually
+from fxcompress.recovery.regularizers import batch_norm_scale, group_lasso
 from fxcompress.targets.target import Target
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "CompressError",
+    "Depth",
     "IllFormed",
     "InputError",
     "LoweringError",
@@ -35,9 +42,15 @@ __all__ = [
     "Prune",
     "Quantize",
     "Result",
+    "Schedule",
+    "Sparsify",
     "Target",
     "UnsafeFile",
+    "batch_norm_scale",
     "capture",
+    "group_lasso",
     "load",
     "optimize",
+    "prune_gradually",
+    "shorten",
 ]

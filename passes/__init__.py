@@ -1,5 +1,6 @@
 """The vocabulary of the compiler: one file per pass, each an edit without policy."""
 
+from fxcompress.passes.apply_masks import ApplyMasks
 from fxcompress.passes.compensate import Compensate
 from fxcompress.passes.contract import Decline, Outcome, Pass
 from fxcompress.passes.copy_shared_tables import CopySharedTables
@@ -9,10 +10,12 @@ from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm
+from fxcompress.passes.remove_blocks import RemoveBlocks
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.passes.split_packed_linears import SplitPackedLinears
 
 __all__ = [
+    "ApplyMasks",
     "Compensate",
     "CopySharedTables",
     "Decline",
@@ -24,6 +27,7 @@ __all__ = [
     "PruneChannels",
     "QuantizeTensors",
     "ReestimateBatchNorm",
+    "RemoveBlocks",
     "RemoveIdentities",
     "SplitPackedLinears",
 ]
