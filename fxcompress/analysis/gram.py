@@ -30,7 +30,7 @@ from fxcompress.numerics.least_squares import Moments
 CHUNK = 64
 """Samples that run at once."""
 
-PLACES = 128
+PLACES = 64
 """Output positions of a layer that are read per sample; they are drawn anew for every chunk."""
 
 JUDGED = 5
