@@ -18,7 +18,7 @@ from fxcompress.analysis.cost import Price, price
 from fxcompress.analysis.coupling import Place, chain, coupling, describe
 from fxcompress.analysis.propagate import propagate
 from fxcompress.axes.expression import Axis, Dim, Product, find, leaves
-from fxcompress.axes.positions import occurrences
+from fxcompress.axes.positions import multiplicities
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.graph.module import tied
@@ -93,7 +93,7 @@ class Analysis:
             if group.name == name:
                 return group
         for group in self.groups:
-            if any(str(member) == name for member in group.members):
+            if any(name in (str(member), axis_name(member, group.axis)) for member in group.members):
                 return group
         raise InputError(
             f"no prunable group has a member called {name!r}",
@@ -139,29 +139,28 @@ class Analysis:
 def analyse(program: Program) -> Analysis:
     """Find the groups of a program, what is frozen, and the price of every width."""
     space = propagate(program)
-    members: dict[Axis, list[Member]] = {}
+    members: dict[Axis, list[tuple[Member, int]]] = {}
     obstacles: list[Frozen] = []
     for node in program.graph.nodes:
         if node.op != "get_attr" or not node.meta["val"].dtype.is_floating_point:
             continue
         for place, dim in enumerate(space.of(node)):
             member = Member(str(node.target), place, find(dim))
-            for axis in dict.fromkeys(leaves(dim)):
+            for axis, count in multiplicities(dim).items():
                 if not axis.frozen:
-                    members.setdefault(axis, []).append(member)
+                    members.setdefault(axis, []).append((member, count))
                 elif axis.size > 1 and isinstance(walk.tensor(program, node), torch.nn.Parameter):
                     obstacles.append(_obstacle(member, axis))
     trainable = frozenset(str(node.target) for node in walk.parameter_nodes(program))
-    groups = tuple(_group(axis, tuple(found), trainable) for axis, found in members.items())
+    groups = tuple(_group(axis, found, trainable) for axis, found in members.items())
     return Analysis(program, space, groups, tuple(_distinct(obstacles)), price(program, space))
 
 
-def _group(axis: Axis, members: tuple[Member, ...], trainable: frozenset[str]) -> Group:
-    weights = [member for member in members if member.tensor in trainable] or members
-    counts = [
-        sum(int((labels == 0).sum()) for labels in occurrences(member.expression, axis)) for member in weights
-    ]
-    return Group(axis_name(members[0], axis), axis, members, min(counts))
+def _group(axis: Axis, found: list[tuple[Member, int]], trainable: frozenset[str]) -> Group:
+    """A group of members, each with the number of its positions that go with one index."""
+    weights = [count for member, count in found if member.tensor in trainable]
+    members = tuple(member for member, _ in found)
+    return Group(axis_name(members[0], axis), axis, members, min(weights or [count for _, count in found]))
 
 
 def axis_name(member: Member, axis: Axis) -> str:

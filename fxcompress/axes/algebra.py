@@ -18,23 +18,25 @@ from math import prod
 
 from fxcompress.axes.expression import Axis, Concat, Dim, Product, Reason, concat, find, leaves, product
 
+_REASONS = 4
+"""How many reasons an axis keeps: the batch of a deep network would gather one from every operator."""
+
 
 class Unalignable(Exception):
     """Two structures whose boundaries do not fit; callers answer by freezing both."""
 
 
 def freeze(dim: Dim, reason: Reason) -> None:
-    """Say that no position of `dim` may be removed. The first reasons are kept, repetition is dropped."""
+    """Say that no position of `dim` may be removed. The first few reasons are kept, repetition is dropped."""
     for axis in leaves(dim):
-        if reason not in axis.reasons:
+        if len(axis.reasons) < _REASONS and reason not in axis.reasons:
             axis.reasons.append(reason)
 
 
 def normalise_over(dim: Dim, operator: str) -> None:
     """Record that `operator` computes statistics over `dim`: removal there is allowed but changes them."""
     for axis in leaves(dim):
-        if operator not in axis.statistics:
-            axis.statistics.append(operator)
+        axis.statistics[operator] = None
 
 
 def bind(axis: Axis, dim: Dim) -> None:
@@ -74,8 +76,8 @@ def blamed(text: str, culprit: Reason | None) -> Reason:
 
 def _unify(a: Dim, b: Dim, reason: Reason | None) -> None:
     if isinstance(a, Axis) and isinstance(b, Axis):
-        # The older name stays: parameters are met before the activations they shape.
-        bind(b, a)
+        # The axis that more has been said of stays: a residual stream meets a new parameter in every block.
+        bind(*((a, b) if len(b.statistics) > len(a.statistics) else (b, a)))
     elif isinstance(a, Axis):
         bind(a, b)
     elif isinstance(b, Axis):

@@ -44,6 +44,19 @@ def kept(dim: Dim, indices: Mapping[Axis, Indices]) -> Indices:
     return result
 
 
+def multiplicities(dim: Dim) -> dict[Axis, int]:
+    """For each leaf of `dim`, how many of its positions go with one index of the leaf."""
+    dim = find(dim)
+    if isinstance(dim, Axis):
+        return {dim: 1}
+    counts: dict[Axis, int] = {}
+    for child in dim.parts if isinstance(dim, Concat) else dim.factors:
+        times = 1 if isinstance(dim, Concat) else dim.size // child.size
+        for axis, count in multiplicities(child).items():
+            counts[axis] = counts.get(axis, 0) + times * count
+    return counts
+
+
 def occurrences(dim: Dim, axis: Axis) -> list[Indices]:
     """One label array per occurrence of `axis` in `dim`: for each position the index along `axis`, or -1
     outside.

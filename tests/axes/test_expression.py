@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fxcompress.axes.expression import Axis, Concat, Product, Reason, concat, find, frozen, leaves, product
-from fxcompress.axes.positions import kept, occurrences, width
+from fxcompress.axes.positions import kept, multiplicities, occurrences, width
 from tests.axes import twin
 
 
@@ -93,6 +93,15 @@ def test_occurrences_label_every_position_once_per_occurrence() -> None:
         [0, 1, 2, 0, 1, 2, 0, 1, 2],
     ]
     assert occurrences(b, a) == []
+
+
+def test_multiplicities_count_the_positions_of_one_index() -> None:
+    a, b = Axis(3), Axis(2)
+    for dim in (a, concat(a, b, a), product(b, a, b), product(a, a), concat(product(a, b), b)):
+        assert multiplicities(dim) == {
+            axis: sum(int((labels == 0).sum()) for labels in occurrences(dim, axis))
+            for axis in set(leaves(dim))
+        }
 
 
 def test_types_are_what_they_say() -> None:

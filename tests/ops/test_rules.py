@@ -22,6 +22,7 @@ from tests.ops.proving import prove
 CASES = [*CONTRACTION, *RECURRENT, *LAYOUT, *ORDER, *INDEXING, *NORMALISATION, *POOLING, *ELEMENTWISE]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_a_rule_lets_go_can_go(case: Case) -> None:
     proven = prove(case.program())

@@ -286,12 +286,16 @@ def rolled(size: int, shift: int) -> list[int]:
 
 
 def diagonal(space: Space, node: Node) -> Value:
-    """Two dimensions are compared position by position, and stay; the diagonal comes last."""
+    """x[.., N, N] => y[.., N]: both go together; beside the main diagonal, or of unequal sizes, they stay."""
     bound = arguments(node)
     x = space.of(bound["self"])
-    places = {bound["dim1"] % len(x), bound["dim2"] % len(x)}
-    space.freeze(node, [x[place] for place in places], "positions compared with each other")
+    places = [bound["dim1"] % len(x), bound["dim2"] % len(x)]
+    first, second = (x[place] for place in places)
     rest = [dim for place, dim in enumerate(x) if place not in places]
+    if bound["offset"] == 0 and first.size == second.size:
+        space.unify(node, first, second)
+        return (*rest, first)
+    space.freeze(node, (first, second), "positions compared with each other")
     return (*rest, *space.fixed(node, hints(node.meta["val"])[-1:], "a diagonal"))
 
 
