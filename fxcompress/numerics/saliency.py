@@ -59,7 +59,7 @@ class Saliency:
         normalize: what every score of a group is divided by: the group's `"mean"`, `"max"` or `"sum"`;
             `"standard"` counts deviations from the mean, `"lamp"` is `lamp`, `"none"` nothing; `"macs"` is
             the share of the MACs that an index saves, for kinds that mean the same in every group, such as
-            `"elimination"`.
+            `"taylor"` or `"elimination"` (Liu et al. 2021, Group Fisher Pruning).
         seed: for `"random"`.
     """
 
@@ -80,8 +80,12 @@ class Saliency:
             raise InputError(f"seed={self.seed!r} is not a whole number from 0")
 
 
-NAMED = {kind: Saliency(kind) for kind in KINDS} | {"lamp": Saliency("l2", normalize="lamp")}
-"""What a name alone stands for."""
+NAMED = {kind: Saliency(kind) for kind in KINDS} | {
+    "taylor": Saliency("taylor", normalize="macs"),
+    "fisher": Saliency("fisher", normalize="macs"),
+    "lamp": Saliency("l2", normalize="lamp"),
+}
+"""What a name alone stands for. Changes of the loss are compared as such, per MAC."""
 
 
 def as_saliency(value: str | Saliency) -> Saliency:

@@ -94,6 +94,12 @@ def _recurrent(bound: dict[str, Any]) -> list[Feed]:
     return [Feed(bound["input"], _rank(bound["input"]) - 1)]
 
 
+def _cell(bound: dict[str, Any]) -> list[Feed]:
+    state = bound["hx"][0] if isinstance(bound["hx"], list | tuple) else bound["hx"]
+    pairs = ((bound["input"], bound["w_ih"]), (state, bound["w_hh"]))
+    return [Feed(source, _rank(source) - 1, weight, 1) for source, weight in pairs]
+
+
 def _bilinear(bound: dict[str, Any]) -> list[Feed]:
     return [Feed(bound[name], _rank(bound[name]) - 1) for name in ("input1", "input2")]
 
@@ -124,6 +130,10 @@ FED: dict[Any, Row] = {
     aten.gru.input: _recurrent,
     aten.rnn_tanh.input: _recurrent,
     aten.rnn_relu.input: _recurrent,
+    aten.lstm_cell.default: _cell,
+    aten.gru_cell.default: _cell,
+    aten.rnn_tanh_cell.default: _cell,
+    aten.rnn_relu_cell.default: _cell,
     aten.scaled_dot_product_attention.default: _attention,
 }
 

@@ -205,3 +205,11 @@ def test_every_kind_ranks_every_group(name: str) -> None:
         assert all(np.isfinite(found).all() for found in scores.values())
         if saliency.kind in DATA_KINDS:
             assert unspoken(analysis, saliency) == ()
+
+
+def test_scores_per_multiply_accumulate() -> None:
+    """Of 96 products an index of the first group takes part in 3 + 6, one of the second in 8 + 4."""
+    plain, divided = (score(chain(), Saliency("l2", normalize=how)) for how in ("none", "macs"))
+    first, second = plain
+    assert np.allclose(divided[first], plain[first] / (9 / 96))
+    assert np.allclose(divided[second], plain[second] / (12 / 96))

@@ -62,6 +62,7 @@ def test_positions_are_reduced_by_label(reduce: str, expected: list[float]) -> N
         ("sum", [0.25, 0.75]),
         ("standard", [-1.0, 1.0]),
         ("none", [1.0, 3.0]),
+        ("macs", [1.0, 3.0]),
         ("lamp", [0.1, 1.0]),
     ],
 )
