@@ -165,6 +165,7 @@ class PruningPlan:
             note = f"  (multiple of {self.relaxed[name]})" if name in self.relaxed else ""
             lines.append(f"  {name}: {self.sizes[name]} -> {len(stay)}{note}")
         lines.extend(f"  {name}: whole, {reason}" for name, reason in self.protected.items())
+        lines.extend(f"  made after {rewrite}" for rewrite in self.rewrites)
         return "\n".join(lines)
 
 
