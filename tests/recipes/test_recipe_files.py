@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def test_recipes_that_come_along_are_read_and_written_back(name: str) -> None:
 def test_every_recipe_survives_the_round_trip(prune: Prune, quantize: Quantize | None, text: str) -> None:
     recipe = Recipe(recipe_of(prune, quantize).steps, text)
     assert read_recipe(recipe.to_toml()) == recipe
+
+
+def test_the_recipe_in_the_readme_is_one() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", readme, flags=re.DOTALL)
+    assert str(read_recipe(text)) == "prune -> fuse-batch-norm"
+    for name in named_recipes():
+        assert f"`{name}`" in readme
 
 
 def test_what_a_file_cannot_spell_is_refused_when_written() -> None:
