@@ -160,7 +160,6 @@ class _Course:
         self.full = base.price.at({})
         self.choices: Choices = choose_from(base, options, block, self._evidence(base))
         self.composition = Composition.start(base)
-        self.relaxed: dict[str, int] = {}
 
     def removed(self, program: Program, number: int) -> tuple[Program, Round]:
         """The program after the removal of one round, compensated where there is data."""
@@ -178,7 +177,6 @@ class _Course:
         pruned = Journal().apply(PruneChannels(plan), program)
         proof = masked_equivalence(program, pruned, plan) if plan.channels else None
         self.composition = self.composition.after(analysis, plan)
-        self.relaxed.update(plan.relaxed)
         self.composed()
         if self.calibration is not None and self.options.compensate is not False and plan.channels:
             pruned = Journal().apply(Compensate(program, plan, self.calibration), pruned)
@@ -186,7 +184,14 @@ class _Course:
 
     def composed(self) -> PruningPlan:
         """Everything removed so far, as a plan of the original; raises ProofError where there is none."""
-        return self.composition.plan(self.choices.protected, self.relaxed)
+        plan = self.composition.plan(self.choices.protected, {})
+        steps = {item.name: item.step for item in self.choices.candidates}
+        widths = {name: len(stay) for name, stay in plan.channels.items() if name in steps}
+        relaxed = {name: _rung(width) for name, width in widths.items() if width % steps[name]}
+        return replace(plan, relaxed={**self._fixed_by_hand(plan), **relaxed})
+
+    def _fixed_by_hand(self, plan: PruningPlan) -> dict[str, int]:
+        return {name: step for name, step in self.choices.relaxed.items() if name in plan.channels}
 
     def _share(self, cost: Cost) -> float:
         return cost.macs / self.full.macs if self.full.macs else 1.0
@@ -258,3 +263,8 @@ class _Course:
     def _on_the_way(self, size: int, last: int, number: int) -> int:
         """The width of this round, for a group that is to go from `size` to `last`."""
         return max(last, round(size * (1 - self.steps.removed(number, 1 - last / size))))
+
+
+def _rung(width: int) -> int:
+    """The coarsest of the alignments 8, 4, 1 that a width is a multiple of."""
+    return next(step for step in (8, 4, 1) if width % step == 0)

@@ -169,6 +169,17 @@ def test_the_smallest_share_counts_from_the_original() -> None:
     assert result.history[-1] >= 0.5
 
 
+def test_alignment_is_judged_at_the_end() -> None:
+    """Widths on the way may be anything; only those off the block in the end are called relaxed."""
+    options = Prune(0.5, block=8)
+    result = prune_gradually(net(32, 64), example(), prune=options, schedule=Schedule("linear", 3))
+    relaxed = {name for name, stay in result.plan.channels.items() if len(stay) % 8}
+    assert set(result.plan.relaxed) == relaxed
+    assert all(len(result.plan.channels[name]) % step == 0 for name, step in result.plan.relaxed.items())
+    loose = prune_gradually(net(), example(), prune=Prune(0.5, block=1), schedule=Schedule("linear", 2))
+    assert loose.plan.relaxed == {}
+
+
 def test_several_bounds() -> None:
     options = Prune(budget=Budget(macs="70%", params="50%"), block=1)
     result = prune_gradually(net(), example(), prune=options, schedule=Schedule("cubic", 3))
