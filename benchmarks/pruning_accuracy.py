@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,7 +42,7 @@ from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, Group, analyse
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.numerics.saliency import Saliency
+from fxcompress.numerics.saliency import NAMED, Saliency, as_saliency
 from fxcompress.passes.compensate import Compensate
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm
@@ -68,20 +68,26 @@ class Rule:
     """How channels are chosen: a saliency on which scale, and whether residual streams may shrink."""
 
     saliency: str
-    normalize: str = "mean"
+    normalize: str | None = None
     scope: str = "global"
     streams: bool = True
 
     def __str__(self) -> str:
-        scale = {"mean": "", "macs": " per MAC"}.get(self.normalize, f" ({self.normalize})")
+        scale = " per MAC" if self.kind.normalize == "macs" else ""
         scope = "" if self.scope == "global" else f", per {self.scope}"
         return f"{self.saliency}{scale}{scope}{'' if self.streams else ', streams whole'}"
+
+    @property
+    def kind(self) -> Saliency:
+        """The saliency: as its name says, or on another scale."""
+        named = as_saliency(self.saliency)
+        return named if self.normalize is None else replace(named, normalize=self.normalize)
 
     def options(self, factor: float) -> Prune:
         """The same as `optimize` takes it."""
         return Prune(
             1 - 1 / factor,
-            saliency=Saliency(self.saliency, normalize=self.normalize),
+            saliency=self.kind,
             scope=self.scope,
             block=1,
             max_ratio=0.95,
@@ -89,14 +95,9 @@ class Rule:
         )
 
 
-KINDS = (
-    "l1", "l2", "batch_norm", "geometric_median", "random", "taylor", "fisher", "obd", "activation",
-    "variance", "apoz", "reconstruction", "elimination",
-)  # fmt: skip
 RULES = (
-    *(Rule(kind) for kind in KINDS),
-    Rule("l2", "lamp"),
-    *(Rule(kind, "macs", streams=False) for kind in ("fisher", "reconstruction", "elimination")),
+    *(Rule(name) for name in NAMED),
+    *(Rule(kind, "macs", streams=False) for kind in ("taylor", "fisher", "reconstruction", "elimination")),
     Rule("elimination", "macs"),
 )
 
