@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fxcompress.analysis.contraction import Form, form
 from fxcompress.analysis.groups import Analysis
 from fxcompress.axes.expression import Axis
 from fxcompress.axes.positions import Indices, width
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.ops.contraction import Form, form
 
 aten = torch.ops.aten
 

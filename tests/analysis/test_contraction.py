@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxcompress.ops.contraction import Form, form
+from fxcompress.analysis.contraction import Form, form
 from tests.ops.building import Net, aten
 
 LAYERS = {
