@@ -55,7 +55,7 @@ def told_apart(model: nn.Module, seed: int = 0) -> nn.Module:
                 done.add(id(tensor))
                 noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
                 finite = tensor.isfinite()
-                tensor.copy_(torch.where(finite, tensor * (1 + 1e-6 * noise), tensor))
+                tensor.copy_(torch.where(finite, tensor * (1 + 1e-6 * noise) + 1e-9 * noise, tensor))
     return model
 
 

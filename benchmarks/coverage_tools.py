@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.coverage_oracle import removed, told_apart, verdict
+from benchmarks.coverage_oracle import Kept, removed, told_apart, verdict
 from benchmarks.coverage_subjects import Subject
 from fxcompress.analysis.groups import analyse
 from fxcompress.errors import CompressError
@@ -113,7 +113,8 @@ def torch_pruning(subject: Subject, row: Row) -> None:
     """Its magnitude pruner with only the output layers ignored, at the ratio that halves the MACs."""
     model = told_apart(subject.model())
     inputs = pytree.tree_map(_in_double, subject.inputs)
-    final = final_layers(model, inputs)
+    program = capture(model, inputs)
+    final = final_layers(program, model)
     whole, wanted = macs(model, inputs), _shapes(call(model, inputs))
     start = time.perf_counter()
     best: tuple[float, nn.Module] | None = None
@@ -141,15 +142,15 @@ def torch_pruning(subject: Subject, row: Row) -> None:
     row.runs, row.macs, row.shapes = True, found[0], best is not None
     if best is not None:
         row.notes.clear()
-        _judge(row, model, best[1], inputs)
+        _judge(row, program, removed(model, best[1]), capture(best[1], inputs))
 
 
 TOOLS: dict[str, Callable[[Subject, Row], None]] = {"fxcompress": ours, "torch-pruning": torch_pruning}
 
 
-def final_layers(model: nn.Module, inputs: Any) -> list[str]:
+def final_layers(program: Program, model: nn.Module) -> list[str]:
     """The layers whose width is a model output: what ours freezes of itself is ignored in the other, too."""
-    frozen = {item.axis for item in analyse(capture(model, inputs)).frozen if item.reason == "a model output"}
+    frozen = {item.axis for item in analyse(program).frozen if item.reason == "a model output"}
     layers = [
         (name, module)
         for name, module in model.named_modules()
@@ -197,21 +198,14 @@ def _thinned(model: nn.Module, inputs: Any, final: list[str], ratio: float) -> n
     return candidate.eval()
 
 
-def _judge(row: Row, model: nn.Module, pruned: nn.Module, inputs: Any) -> None:
-    kept = removed(model, pruned)
-    try:
-        program = capture(pruned, inputs)
-    except CompressError as error:
-        row.masked = "unclear"
-        row.notes.append(f"the result cannot be captured: {error.message}")
-        return
+def _judge(row: Row, original: Program, kept: Kept | str, pruned: Program) -> None:
     if isinstance(kept, str):
         row.masked = "no"
         row.notes.append(kept)
     else:
-        row.masked, why = verdict(capture(model, inputs), program, kept)
+        row.masked, why = verdict(original, pruned, kept)
         row.notes.extend([why] if why else [])
-    row.onnx = _onnx(row, program.to(torch.float32))
+    row.onnx = _onnx(row, pruned.to(torch.float32))
 
 
 def _onnx(row: Row, pruned: Program) -> bool:
