@@ -11,6 +11,7 @@ from fxcompress.analysis.latency import LatencyPrice
 from fxcompress.axes.expression import Axis, Dim, leaves
 from fxcompress.axes.positions import width
 from fxcompress.errors import InputError
+from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.metering import Bound, Part
 from fxcompress.plan.metering import Widths as Named
 from fxcompress.plan.prune import Prune
@@ -47,7 +48,7 @@ def bounds_of(
             constant, parts = sum_parts(price, free, fixed)
             found.append(Bound(_LABELS[name], min(stated), full, constant, parts))
     if budget is not None and budget.ms is not None:
-        found.append(_milliseconds(budget.ms, latency, free, fixed))
+        found.append(_milliseconds(budget, latency, free, fixed))
     return tuple(found)
 
 
@@ -55,11 +56,11 @@ _LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 
 
 def _milliseconds(
-    stated: float | str, latency: LatencyPrice | None, free: Mapping[Axis, str], fixed: Widths
+    budget: Budget, latency: LatencyPrice | None, free: Mapping[Axis, str], fixed: Widths
 ) -> Bound:
     if latency is None:
         raise InputError(
-            f"the budget ms={stated!r} needs kernel times, and none were measured",
+            f"the budget ms={budget.ms!r} needs kernel times, and none were measured",
             hint="optimize(prune=Prune(budget=Budget(ms=...))) measures them; or pass latency=LatencyPrice",
         )
     constant, parts = latency.constant, []
@@ -71,8 +72,7 @@ def _milliseconds(
         else:
             constant += at({})
     full = latency.at({})
-    limit = full * float(stated.strip().rstrip("%")) / 100 if isinstance(stated, str) else float(stated)
-    return Bound("milliseconds", limit, full, constant, tuple(parts))
+    return Bound("milliseconds", budget.limit("ms", full) or full, full, constant, tuple(parts))
 
 
 def _named(

@@ -230,6 +230,41 @@ class _Nowhere(KernelCache):
         return
 
 
+class Block(nn.Module):
+    """Attention with four heads of width eight, and an MLP behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.norm = nn.LayerNorm(32)
+        self.up, self.down = nn.Linear(32, 128), nn.Linear(128, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (4, 8)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        return self.head(x + self.down(nn.functional.gelu(self.up(self.norm(x)))))
+
+
+def test_kernels_of_a_transformer_block_agree_in_shape(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    found = analyse(capture(Block().eval(), torch.randn(2, 6, 32)))
+    price, clock = priced(found, tmp_path)
+    for share in ("70%", "50%"):
+        plan_pruning(found, Prune(budget=Budget(ms=share), factors="both"), BLOCK, latency=price)
+    operators = {kernel.operator for kernel in clock.kernels}
+    assert {"MatMul", "Add", "Attention", "LayerNormalization", "Gelu", "Transpose"} <= operators
+    heads = [kernel.inputs for kernel in clock.kernels if kernel.operator == "Attention"]
+    assert len(heads) > 1
+    for q, k, v in heads:
+        assert q == k
+        assert q[:3] == v[:3]
+    for kernel in clock.kernels:
+        if kernel.operator == "MatMul":
+            assert kernel.inputs[0][-1] == kernel.stored[0][0], kernel
+
+
 def test_terms_name_the_axes_that_they_read() -> None:
     analysis, price = made()
     assert isinstance(price.terms[0], Term)
