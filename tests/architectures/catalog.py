@@ -2,89 +2,27 @@
 
 `CATALOG` is the list; `by_name` looks one up. `architecture.model(seed)` is ready for an oracle: all
 parameters drawn at random, batch-norm statistics measured (see `randomise`). `architecture.build()` is the
-model as its author starts it.
+model as its author starts it. `LIBRARY` are further models of the `transformers` library, each held to one
+test of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-import torch
 from torch import nn
 from torch.export import Dim
 
 from tests.architectures import handwritten, handwritten_tokens, transformers_models
-from tests.architectures.randomise import randomise
+from tests.architectures.architecture import Architecture, Inputs, images, masked_tokens, pixels, tokens
+from tests.architectures.catalog_library import LIBRARY
 
-Inputs = tuple[Any, ...] | dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One model to be tested.
-
-    Args:
-        name: unique, the test's id.
-        construct: makes the model; wrapped by `build`, which seeds and sets eval.
-        draw: (generator, batch, length) to inputs; length is ignored by models without a sequence.
-        dynamic_shapes: what `torch.export` takes, None for the default (dynamic batch).
-        int8: whether the INT8 path applies, else `reason` says why not.
-        tags: "convolution", "attention", "sequence" (takes other lengths), "transformers", "grouped", ...
-    """
-
-    name: str
-    construct: Callable[[], nn.Module]
-    draw: Callable[[torch.Generator, int, int], Inputs]
-    dynamic_shapes: Any = None
-    int8: bool = True
-    reason: str = ""
-    tags: frozenset[str] = field(default_factory=frozenset)
-
-    def build(self) -> nn.Module:
-        """The model in eval mode, the same in every call; the global generator is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self.construct().eval()
-
-    def example(self, batch: int = 2, *, seed: int = 0, length: int = 12) -> Inputs:
-        """Inputs of the model: a tuple is positional, a dict is by keyword."""
-        return self.draw(torch.Generator().manual_seed(seed), batch, length)
-
-    def model(self, seed: int = 0) -> nn.Module:
-        """The model in eval mode with every parameter drawn from `seed`, batch-norm statistics measured."""
-        return randomise(self.build(), seed, self.example(8, seed=seed + 1))
-
-
-def _images(generator: torch.Generator, batch: int, length: int) -> Inputs:
-    return (torch.randn(batch, 3, 32, 32, generator=generator),)
-
-
-def _pixels(generator: torch.Generator, batch: int, length: int) -> Inputs:
-    return {"pixel_values": torch.randn(batch, 3, 32, 32, generator=generator)}
-
-
-def _tokens(generator: torch.Generator, batch: int, length: int) -> Inputs:
-    return {"input_ids": _ids(generator, batch, length)}
-
-
-def _masked_tokens(generator: torch.Generator, batch: int, length: int) -> Inputs:
-    """Token ids with a padding mask: every row but the first ends in up to half a row of padding."""
-    ids = _ids(generator, batch, length)
-    padding = torch.randint(1, length // 2 + 1, (batch, 1), generator=generator)
-    padding[0] = 0
-    mask = (torch.arange(length) < length - padding).to(torch.int64)
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def _ids(generator: torch.Generator, batch: int, length: int) -> torch.Tensor:
-    return torch.randint(0, transformers_models.VOCABULARY, (batch, length), generator=generator)
+__all__ = ["CATALOG", "LIBRARY", "NAMES", "VARIANTS", "Architecture", "Inputs", "by_name"]
 
 
 def _image_net(name: str, construct: Callable[[], nn.Module], *tags: str) -> Architecture:
-    return Architecture(name, construct, _images, tags=frozenset(tags))
+    return Architecture(name, construct, images, tags=frozenset(tags))
 
 
 def _language(
@@ -95,14 +33,14 @@ def _language(
     return Architecture(
         name,
         construct,
-        _masked_tokens if masked else _tokens,
+        masked_tokens if masked else tokens,
         dynamic_shapes=dict.fromkeys(names, axes),
         tags=frozenset(("transformers", "attention", "sequence", *tags)),
     )
 
 
 def _library_vision(name: str, construct: Callable[[], nn.Module], *tags: str) -> Architecture:
-    return Architecture(name, construct, _pixels, tags=frozenset(("transformers", *tags)))
+    return Architecture(name, construct, pixels, tags=frozenset(("transformers", *tags)))
 
 
 _RESNEXT = partial(handwritten.ResNet, handwritten.Bottleneck, groups=4)
@@ -154,4 +92,4 @@ NAMES = tuple(architecture.name for architecture in CATALOG)
 
 def by_name(name: str) -> Architecture:
     """The architecture called `name`; KeyError otherwise."""
-    return {architecture.name: architecture for architecture in CATALOG}[name]
+    return {architecture.name: architecture for architecture in (*CATALOG, *LIBRARY)}[name]

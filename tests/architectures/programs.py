@@ -51,15 +51,22 @@ def largest_difference(left: list[Tensor], right: list[Tensor]) -> float:
     return gap / scale
 
 
-def random_plan(analysis: Analysis, seed: int, *, statistics: bool = True) -> PruningPlan:
+def at_sizes(program: Program, name: str, batch: int, length: int) -> list[Tensor]:
+    """Flat inputs of other sizes than the program was traced with."""
+    inputs = by_name(name).example(batch, seed=batch, length=length)
+    return program.flat_inputs((), inputs) if isinstance(inputs, dict) else program.flat_inputs(inputs, {})
+
+
+def random_plan(analysis: Analysis, seed: int, *, statistics: bool = True, least: float = 0.0) -> PruningPlan:
     """A plan that keeps a random number of random indices of every group; some groups stay whole.
 
-    Without `statistics`, groups that a normalisation averages over are left whole as well.
+    Without `statistics`, groups that a normalisation averages over are left whole as well. At least the share
+    `least` of each group stays.
     """
     generator = np.random.default_rng(seed)
     channels = {}
     for group in analysis.groups:
-        count = int(generator.integers(1, group.size + 1))
+        count = int(generator.integers(max(1, round(least * group.size)), group.size + 1))
         chosen = sorted(generator.permutation(group.size)[:count].tolist())
         if count < group.size and (statistics or not group.statistics):
             channels[group.name] = tuple(chosen)

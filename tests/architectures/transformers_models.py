@@ -6,6 +6,10 @@ inputs alone. `attention` is "sdpa" or "eager".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import transformers
 from torch import nn
 from transformers import (
     BertConfig,
@@ -20,7 +24,34 @@ from transformers import (
     ViTForImageClassification,
 )
 
+Builder = Callable[[], nn.Module]
 VOCABULARY = 96
+
+
+def library(kind: str, head: str, **fields: Any) -> nn.Module:
+    """The class `kind + head` of `transformers` for a configuration of `kind`, such as "Swin", "Model"."""
+    return getattr(transformers, kind + head)(getattr(transformers, f"{kind}Config")(**fields))
+
+
+class Results(nn.Module):
+    """A model of which only the named results are read, as when it is deployed.
+
+    Many models of the library also hand out hidden states, and a model output is frozen.
+    """
+
+    def __init__(self, model: nn.Module, *names: str) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, **inputs: Any) -> dict[str, Any]:
+        results = self.model(**inputs)
+        return {name: results[name] for name in self.names}
+
+
+def reading(names: str, kind: str, head: str, **fields: Any) -> nn.Module:
+    """As `library`, with only the results called `names` (separated by spaces)."""
+    return Results(library(kind, head, **fields), *names.split())
 
 
 def resnet() -> nn.Module:
