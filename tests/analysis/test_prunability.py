@@ -35,7 +35,7 @@ def test_obstacles_come_costliest_first_with_reason_and_line() -> None:
 
 
 class Sorted(nn.Module):
-    """Sorting along the channels has no rule: positions trade places by value."""
+    """Sorting along the channels lets positions trade places by value: none may go, before or after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,14 +45,15 @@ class Sorted(nn.Module):
         return self.last(self.first(x).sort(-1).values)
 
 
-def test_an_operator_without_a_rule_costs_what_it_keeps_out_of_reach() -> None:
+def test_an_operator_that_freezes_costs_what_it_keeps_out_of_reach() -> None:
     found = measured(Sorted(), torch.randn(2, 6))
     assert (found.params.prunable, found.macs.prunable) == (0, 0)
     assert found.params.share == found.macs.removable_share == 0
     blamed = next(item for item in found.obstacles if item.operator == "sort")
     assert blamed.axis == "first.weight[0]"
     assert "test_prunability.py" in (blamed.source or "")
-    assert (blamed.params, blamed.macs) == (6 * 8 + 8, 6 * 8)
+    assert blamed.members == ("first.weight[0]", "first.bias[0]", "last.weight[1]")
+    assert (blamed.params, blamed.macs) == (6 * 8 + 8 + 8 * 4, 6 * 8 + 8 * 4)
 
 
 class HalfFrozen(nn.Module):
