@@ -24,6 +24,7 @@ from fxcompress.plan.sparsity import Sparsify
 from fxcompress.recovery.depth import shorten
 from fxcompress.recovery.gradual import prune_gradually
 from fxcompress.recovery.regularizers import batch_norm_scale, group_lasso
+from fxcompress.recipes.recipe import Recipe
 from fxcompress.targets.target import Target
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ProofError",
     "Prune",
     "Quantize",
+    "Recipe",
     "Result",
     "Schedule",
     "Sparsify",
