@@ -21,10 +21,10 @@ from fxcompress.plan.prune import Prune
 from fxcompress.plan.quantization import Quantize
 from fxcompress.plan.schedule import Schedule
 from fxcompress.plan.sparsity import Sparsify
+from fxcompress.recipes.recipe import Recipe
 from fxcompress.recovery.depth import shorten
 from fxcompress.recovery.gradual import prune_gradually
 from fxcompress.recovery.regularizers import batch_norm_scale, group_lasso
-from fxcompress.recipes.recipe import Recipe
 from fxcompress.targets.target import Target
 
 __all__ = [
