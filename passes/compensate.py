@@ -34,7 +34,7 @@ from fxcompress.passes.contract import Decline, Outcome
 from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
 
-DAMPINGS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, float("inf"))
+DAMPINGS = (1e-4, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, float("inf"))
 """Penalties on a change that are tried, relative to the mean square of an input; infinite: the bias alone."""
 
 MEMORY = 512 * 2**20

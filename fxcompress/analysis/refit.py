@@ -95,6 +95,8 @@ def _obstacle(program: Program, node: Node, found: Form) -> str | None:
     if len(found.weight.users) > 1:
         others = ", ".join(sorted(user.name for user in found.weight.users if user is not node))
         return f"its weight is shared (also used by {others})"
+    if found.source.op == "get_attr":
+        return "its input is stored: it says nothing about the data"
     if not weight.is_floating_point():
         return "its weight is not floating"
     groups, inputs, _ = found.matrix(weight).shape

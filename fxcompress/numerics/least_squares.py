@@ -43,7 +43,9 @@ class Moments:
         )
 
     def update(self, x: Tensor, r: Tensor) -> None:
-        """Add rows; products are formed in the rows' precision and summed in float64."""
+        """Add rows; products are formed in the rows' precision (float32 at least) and summed in float64."""
+        if x.dtype.itemsize < torch.float32.itemsize:
+            x, r = x.float(), r.float()
         self.count += x.shape[1]
         self.x += x.sum(1)
         self.r += r.sum(1)

@@ -120,6 +120,13 @@ def test_memory_does_not_depend_on_the_number_of_rows() -> None:
     assert made.count == 5 * ROWS
 
 
+def test_half_precision_rows_are_widened() -> None:
+    x, r = rows(9)
+    whole, half = moments(x.bfloat16().double(), r.bfloat16().double()), moments(x.bfloat16(), r.bfloat16())
+    assert torch.allclose(half.xx, whole.xx, rtol=1e-5)
+    assert torch.allclose(half.rr, whole.rr, rtol=1e-5)
+
+
 def test_a_nan_is_seen() -> None:
     x, r = rows(8)
     assert moments(x, r).finite

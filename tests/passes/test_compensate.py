@@ -193,6 +193,22 @@ def test_a_computed_weight_is_declined() -> None:
     assert outcome.before == outcome.after > 0
 
 
+def test_a_layer_of_stored_inputs_is_declined() -> None:
+    """What a table of positions goes through does not depend on the data."""
+    torch.manual_seed(0)
+    model = Apply(
+        lambda self, x: self.c(F.relu(self.a(x)) + self.b(self.table)),
+        a=nn.Linear(4, 8),
+        b=nn.Linear(5, 8),
+        c=nn.Linear(8, 2),
+        table=torch.randn(3, 5),
+    )
+    program = captured(model, 4, 3, 4)
+    _, outcome = compensated(program, data(8, 16, 3, 4))
+    assert reasons(outcome)["linear_1"] == "its input is stored: it says nothing about the data"
+    assert outcome.after < outcome.before
+
+
 def test_grouped_and_depthwise_layers_are_fitted_group_by_group() -> None:
     torch.manual_seed(0)
     model = Chain(
