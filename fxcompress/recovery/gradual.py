@@ -22,6 +22,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes.compensate import Compensate
 from fxcompress.passes.loosening import LOOSEN
+from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.pipeline import Journal
 from fxcompress.plan.budget_options import Budget
@@ -100,7 +101,8 @@ def prune_gradually(  # noqa: PLR0913
         schedule: how much is gone after each round; cubic in 5 rounds by default.
         train: `train(program, round)` trains for one round: the program is in training mode,
             `program.module.parameters()` goes to an optimizer made anew (tensors have new shapes), and
-            `program(x)` gives the outputs. It is called after the last round too.
+            `program(x)` gives the outputs. It is called after the last round too. Packed linears whose parts
+            shrink apart (query, key, value) are one again after the last round only.
         calibration: batches for saliencies that read data, and for compensation after each removal (unless
             `Prune(compensate=False)`); read once or more per round.
         target: whose channel block widths are aligned to.
@@ -124,7 +126,8 @@ def prune_gradually(  # noqa: PLR0913
         if train is not None:
             train(program.train(), done)
             program.eval()
-    return Gradual(program, course.composed(), tuple(rounds))
+    packed = Journal().apply(PackLinears(), program)
+    return Gradual(packed, course.composed(), tuple(rounds))
 
 
 def _refuse(options: Prune, calibration: Iterable[Any] | None) -> None:

@@ -16,6 +16,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.module import named_tensors
 from fxcompress.graph.program import Program
 from fxcompress.graph.wellformed import well_formed
+from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.prune import Prune
@@ -42,7 +43,7 @@ def assert_same_program(left: Program, right: Program) -> None:
 
 
 def replayed(program: Program, result: Gradual) -> Program:
-    return PruneChannels(result.plan).run(program).program
+    return PackLinears().run(PruneChannels(result.plan).run(program).program).program
 
 
 @pytest.mark.parametrize("kind", ["linear", "exponential"])
@@ -112,6 +113,9 @@ def test_heads_that_shrink_to_one_keep_their_place_in_the_plan() -> None:
     )
     for result in (forced, prune_gradually(program, prune=options, schedule=Schedule("linear", 3))):
         assert_same_program(replayed(program, result), result.program)
+        assert set(dict(result.program.module.named_parameters())) == set(
+            dict(program.module.named_parameters())
+        )
     assert 1 in {len(stay) for stay in forced.plan.channels.values()}
 
 
