@@ -26,18 +26,24 @@ REWRITES: dict[str, Pass] = {
 """Every rewrite that keeps an origin map, by the name under which plans list it."""
 
 
+def rewriting(names: Sequence[str]) -> tuple[Pass, ...]:
+    """The rewrites of these names, in order; raises InputError for one that does not exist."""
+    for name in names:
+        if name not in REWRITES:
+            raise InputError(
+                f"the plan was made after a rewrite {name!r}, which is not known",
+                hint=f"known are {', '.join(REWRITES)}",
+            )
+    return tuple(REWRITES[name] for name in names)
+
+
 def loosened(program: Program, rewrites: Sequence[str]) -> Program:
     """The program after these rewrites; those that it went through already are not repeated.
 
     Raises:
         InputError: a rewrite that does not exist.
     """
-    for name in rewrites:
-        if name not in REWRITES:
-            raise InputError(
-                f"the plan was made after a rewrite {name!r}, which is not known",
-                hint=f"known are {', '.join(REWRITES)}",
-            )
-        if name not in program.origins.rewrites:
-            program = REWRITES[name].run(program).program
+    for rewrite in rewriting(rewrites):
+        if rewrite.name not in program.origins.rewrites:
+            program = rewrite.run(program).program
     return program

@@ -17,15 +17,13 @@ from fxcompress.analysis.saliency import unspoken
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import Removal, plan_removal
 from fxcompress.api.request import Request
-from fxcompress.errors import InputError, NotSupported
-from fxcompress.graph import walk
-from fxcompress.graph.agreement import random_nodes
+from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
 from fxcompress.measure import batch_symbol
 from fxcompress.numerics.saliency import Saliency
-from fxcompress.passes.loosening import LOOSEN
+from fxcompress.passes.loosening import LOOSEN, rewriting
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
@@ -33,6 +31,7 @@ from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
 from fxcompress.proof.comparison import TOLERANCE
+from fxcompress.proof.determinism import refuse_random
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.report.report import LatencyBudget, Proof
 
@@ -74,7 +73,8 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     proofs: tuple[Proof, ...] = ()
     remarks: tuple[str, ...] = ()
     if request.prune is not None:
-        loose = journal.apply_all(LOOSEN, start)
+        rewrites = LOOSEN if request.plan is None else rewriting(request.plan.rewrites)
+        loose = journal.apply_all(rewrites, start)
         with journal.step("analyse-loosened"):
             looser = analysis if loose is start else analyse(loose)
         evidence = _evidence(request, looser, journal)
@@ -139,21 +139,6 @@ def _ranked_otherwise(analysis: Analysis, saliency: Saliency, plan: PruningPlan)
         return ()
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return (f"{saliency.kind} says nothing about {', '.join(names[:4])}{more}: ranked by l2 instead",)
-
-
-def refuse_random(program: Program) -> None:
-    """Refuse a program that draws random numbers, naming the first operator that does.
-
-    Raises:
-        NotSupported: two runs of the program may differ, so that nothing about it can be proven.
-    """
-    for node in random_nodes(program):
-        raise NotSupported(
-            f"{node.name} draws random numbers: two runs of the model differ, and no proof can compare them",
-            hint="make forward deterministic in evaluation mode: pass the noise as an input, or leave it out",
-            node=node.format_node(),
-            source=walk.source(node),
-        )
 
 
 def _masked(original: Program, pruned: Program, plan: PruningPlan) -> Proof:
