@@ -108,10 +108,7 @@ def rotary_interleaved(m: Any, x: Tensor) -> Tensor:
     return m.leave(joined(SDPA(rotate(q), rotate(k), v)))
 
 
-COMPLEX = "the exporter has no complex view in this form"
-
-
-@idea(lambda: {**projections(), "angle": angles(T, D // 2)}, (T, 5), sizes=(2, 4, 4, 8), onnx=COMPLEX)
+@idea(lambda: {**projections(), "angle": angles(T, D // 2)}, (T, 5), sizes=(2, 4, 4, 8))
 def rotary_complex(m: Any, x: Tensor) -> Tensor:
     """Pairs are complex numbers, turned by a table of phases."""
 
