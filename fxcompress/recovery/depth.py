@@ -17,6 +17,7 @@ from fxcompress.passes.remove_blocks import RemoveBlocks
 from fxcompress.pipeline import Journal
 from fxcompress.plan.depth import Depth, DepthPlan, plan_depth
 from fxcompress.proof.comparison import Equivalence
+from fxcompress.proof.determinism import refuse_random
 from fxcompress.proof.skipped import skipped_equivalence
 
 
@@ -52,12 +53,14 @@ def shorten(
 
     Raises:
         InputError, BudgetError: no block can go, or all together are not enough.
+        NotSupported: the model draws random numbers in evaluation mode.
         ProofError: the result is not the original with those blocks multiplied by zero.
     """
     options = depth if isinstance(depth, Depth) else Depth(depth)
     program = model if isinstance(model, Program) else capture(model, example_inputs)
     if program.training:
         raise InputError("the program is in training mode", hint="call program.eval() first")
+    refuse_random(program)
     blocks, _ = residual_blocks(program)
     measured = influence(program, blocks, calibration, options.influence)
     plan = plan_depth(program, options, measured)

@@ -32,6 +32,7 @@ from fxcompress.plan.pruning import Choices, choose_from, plan_pruning
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.schedule import Schedule
 from fxcompress.proof.comparison import Equivalence
+from fxcompress.proof.determinism import refuse_random
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.targets.catalog import resolve
 from fxcompress.targets.target import Target
@@ -109,6 +110,7 @@ def prune_gradually(  # noqa: PLR0913
 
     Raises:
         InputError, BudgetError: what is asked for does not fit the model, as in `optimize`.
+        NotSupported: a budget in milliseconds, or a model that draws random numbers in evaluation mode.
         ProofError: a removal is not what its plan says.
     """
     options = prune if isinstance(prune, Prune) else Prune(ratio=prune)
@@ -117,6 +119,7 @@ def prune_gradually(  # noqa: PLR0913
     program = model if isinstance(model, Program) else capture(model, example_inputs)
     if program.training:
         raise InputError("the program is in training mode", hint="call program.eval() first")
+    refuse_random(program)
     program = Journal().apply_all(LOOSEN, program.copy(share=False))
     course = _Course(analyse(program), options, steps, resolve(target).channel_block, calibration)
     rounds: list[Round] = []

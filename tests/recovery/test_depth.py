@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import fxcompress
 from fxcompress.analysis.cost import cost
-from fxcompress.errors import BudgetError, InputError
+from fxcompress.errors import BudgetError, InputError, NotSupported
 from fxcompress.graph.capture import capture
 from fxcompress.plan.depth import Depth
 from fxcompress.recovery.depth import shorten
+from tests.passes.models import Apply
 from tests.passes.residual import Stack
 from tests.recovery.models import example, net, train
 
@@ -54,3 +56,11 @@ def test_refusals() -> None:
         shorten(program, calibration=[])
     with pytest.raises(BudgetError, match="hold"):
         shorten(program, calibration=[example()], depth=0.99)
+
+
+def test_a_model_that_draws_is_refused() -> None:
+    """Two runs of it differ: nothing about it could be proven."""
+    noisy = Apply(lambda m, x: m.l(x) + m.l(torch.rand_like(x)), l=nn.Linear(4, 4)).eval()
+    x = torch.randn(2, 4)
+    with pytest.raises(NotSupported, match="draws random numbers"):
+        shorten(noisy, x, calibration=[x])

@@ -24,6 +24,7 @@ from fxcompress.plan.schedule import Schedule
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.recovery.gradual import Gradual, Round, prune_gradually
 from tests.architectures.programs import captured
+from tests.passes.models import Apply
 from tests.recovery.models import example, net, train
 
 
@@ -239,3 +240,11 @@ def test_refusals() -> None:
         prune_gradually(small(), prune=Prune(0.95, max_ratio=0.5))
     with pytest.raises(InputError, match="no prunable group"):
         prune_gradually(nn.Linear(3, 2).eval(), torch.randn(2, 3))
+
+
+def test_a_model_that_draws_is_refused() -> None:
+    """Two runs of it differ: nothing about it could be proven."""
+    noisy = Apply(lambda m, x: m.l(x) + m.l(torch.rand_like(x)), l=nn.Linear(4, 4)).eval()
+    x = torch.randn(2, 4)
+    with pytest.raises(NotSupported, match="draws random numbers"):
+        prune_gradually(noisy, x)
