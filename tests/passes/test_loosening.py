@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+import fxcompress
 from fxcompress.analysis.groups import Analysis, Group, analyse
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
@@ -16,6 +17,7 @@ from fxcompress.passes.loosening import LOOSEN, REWRITES, loosened
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.pipeline import Journal
+from fxcompress.plan.pruning_plan import make_plan
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.proof.parity import float_parity
 from tests.architectures.programs import captured, random_plan
@@ -133,3 +135,13 @@ def test_a_program_is_loosened_once() -> None:
 def test_rewrites_are_known_by_their_names() -> None:
     assert {name: item.name for name, item in REWRITES.items()} == {name: name for name in REWRITES}
     assert [stage.name for stage in LOOSEN] == list(REWRITES)[:2]
+
+
+@pytest.mark.slow
+def test_a_given_plan_is_applied_after_its_own_rewrites_only() -> None:
+    """A plan made on the program as it is finds its groups there; one of a result has its rewrites."""
+    program = captured("vit_packed", 1)
+    by_hand = make_plan(analysed("vit_packed")[0], {"blocks.0.attention.qkv.weight[0]:2": tuple(range(8))})
+    assert fxcompress.optimize(program, prune=by_hand).plan.pruning == by_hand
+    made = make_plan(analysed("vit_packed")[1], {"blocks.0.attention.qkv.weight_2[0]:1": tuple(range(8))})
+    assert fxcompress.optimize(program, prune=made).plan.pruning == made
