@@ -88,7 +88,12 @@ def rnn_relu(m: Any, x: Tensor) -> Tensor:
     return m.head(m.layer(m.enter(x))[0])
 
 
-@idea(lambda: {"cell": nn.LSTMCell(4, 8), "head": nn.Linear(8, 3)}, SEQUENCE, sizes=(8,))
+@idea(
+    lambda: {"cell": nn.LSTMCell(4, 8), "head": nn.Linear(8, 3)},
+    SEQUENCE,
+    sizes=(8,),
+    onnx="the exporter fixes the batch of a cell",
+)
 def lstm_cell(m: Any, x: Tensor) -> Tensor:
     """A loop in Python over a cell, unrolled by the capture."""
     h = c = torch.zeros(x.shape[0], 8)
@@ -97,7 +102,12 @@ def lstm_cell(m: Any, x: Tensor) -> Tensor:
     return m.head(h)
 
 
-@idea(lambda: {"cell": nn.GRUCell(4, 8), "head": nn.Linear(8, 3)}, SEQUENCE, sizes=(8,))
+@idea(
+    lambda: {"cell": nn.GRUCell(4, 8), "head": nn.Linear(8, 3)},
+    SEQUENCE,
+    sizes=(8,),
+    onnx="the exporter fixes the batch of a cell",
+)
 def gru_cell(m: Any, x: Tensor) -> Tensor:
     """The same with three gates and one state."""
     h = torch.zeros(x.shape[0], 8)
