@@ -169,5 +169,5 @@ def _missed(met: Met[PruningPlan]) -> tuple[str, ...]:
     if met.close:
         return ()
     return (
-        f"{met.asked:.4g} ms were asked for; the slowest model that fits takes {met.chosen.measured:.4g} ms",
+        f"{met.asked:.4g} ms were asked for; the model that fits best takes {met.chosen.measured:.4g} ms",
     )

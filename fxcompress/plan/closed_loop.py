@@ -19,6 +19,8 @@ WITHIN = 0.05
 """How far below what was asked a measured time may stay and still count as met."""
 AIM = 0.975
 """The middle of what counts as met, as a share of what was asked."""
+SURE = 0.015
+"""How far from the middle a round may be to end the search: a later measurement is to confirm it."""
 ROUNDS = 6
 
 
@@ -65,7 +67,7 @@ class Loop(Generic[Plan]):
     def meet(self, asked: float, original: float) -> Met[Plan]:
         """Find a plan that takes at most `asked` milliseconds and is close to that.
 
-        Where no round comes close, the slowest that fits is taken.
+        Where no round comes close, the one that fits best is taken.
 
         Raises:
             BudgetError: the narrowest plan takes longer, or no round fits.
@@ -81,13 +83,14 @@ class Loop(Generic[Plan]):
             if any(predicted == item.predicted for item in rounds):
                 break
             rounds.append(Round(plan, predicted, self.measure(plan)))
-            if (1 - WITHIN) * asked <= rounds[-1].measured <= asked:
-                return Met(asked, original, tuple(rounds), rounds[-1])
+            if abs(rounds[-1].measured - AIM * asked) <= SURE * asked:
+                break
             aim = _next_aim(rounds, asked, original)
         fitting = [item for item in rounds if item.measured <= asked]
         if not fitting:
             raise _out_of_reach(rounds, asked, original, floor)
-        return Met(asked, original, tuple(rounds), max(fitting, key=lambda item: item.measured))
+        chosen = min(fitting, key=lambda item: abs(item.measured - AIM * asked))
+        return Met(asked, original, tuple(rounds), chosen)
 
 
 def _next_aim(rounds: Sequence[Round[Plan]], asked: float, original: float) -> float:
