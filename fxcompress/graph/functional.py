@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import edit, walk
@@ -79,9 +79,21 @@ def _memory(program: Holder) -> dict[fx.Node, Memory]:
                 values[node] = mode.from_tensor(walk.tensor(program, node))
             elif node.op == "call_function":
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
+                try:
+                    values[node] = node.target(*args, **kwargs)
+                except DataDependentOutputException as error:
+                    raise _depends_on_values(node) from error
             memory[node] = _occupied(values.get(node))
     return memory
+
+
+def _depends_on_values(node: fx.Node) -> CaptureError:
+    return CaptureError(
+        "the model reads a number from a tensor, so that its graph depends on data",
+        node=node.format_node(),
+        source=walk.source(node),
+        hint="leave the dimension that the number is made of static, or keep it a tensor",
+    )
 
 
 def _occupied(val: Any) -> Memory:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from fxcompress.errors import CaptureError
@@ -140,3 +141,16 @@ def test_what_cannot_be_rewritten_is_refused_with_the_line(function: Any) -> Non
         capture(Apply(function).eval(), image())
     assert caught.value.hint is not None
     assert caught.value.source is not None
+
+
+def test_a_number_read_from_a_tensor_is_refused_by_name() -> None:
+    """DeBERTa makes a factor of its sequence length, reads it back and writes in place elsewhere."""
+
+    class Reader(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.zeros_like(x)
+            y += x
+            return y * (x[0] > 0).sum().item()
+
+    with pytest.raises(CaptureError, match="reads a number from a tensor"):
+        capture(Reader().eval(), torch.randn(2, 4))
