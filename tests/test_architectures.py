@@ -28,8 +28,10 @@ from fxcompress.recipes import LOSSLESS
 from fxcompress.runtime.session import open_session, run
 from fxcompress.targets.catalog import resolve
 from tests.architectures.catalog import NAMES, VARIANTS, by_name
+from tests.architectures.golden import below_the_table
 from tests.architectures.programs import (
     EXACT,
+    at_sizes,
     call,
     captured,
     in_double,
@@ -69,6 +71,7 @@ def test_analysis_understands_every_operator(name: str) -> None:
     analysis = analyse(captured(name))
     assert len(analysis.groups) > 3
     assert not [item for item in analysis.frozen if "rule" in item.reason]
+    assert not below_the_table(name, captured(name)), "more is frozen than was"
 
 
 def pruned_and_proven(name: str, seed: int) -> Program:
@@ -82,12 +85,6 @@ def pruned_and_proven(name: str, seed: int) -> Program:
     assert proof.response > 1e-3, "the model hardly depends on its input: the proof proves little"
     assert analyse(pruned).price.at({}) == plan.after
     return pruned
-
-
-def at_sizes(program: Program, name: str, batch: int, length: int) -> list[torch.Tensor]:
-    """Flat inputs of other sizes than the program was traced with."""
-    inputs = by_name(name).example(batch, seed=batch, length=length)
-    return program.flat_inputs((), inputs) if isinstance(inputs, dict) else program.flat_inputs(inputs, {})
 
 
 @each_architecture

@@ -34,7 +34,7 @@ _LARGE = frozenset({"hf_mobilevit", "hf_mobilevitv2", "hf_levit"})
 STATIC: dict[str, str] = {"hf_rt_detr": "it builds its anchors for the batch of the example"}
 """Models whose batch is fixed, and why."""
 
-WITHOUT_RULE: dict[str, tuple[str, ...]] = {}
+WITHOUT_RULE: dict[str, tuple[str, ...]] = {"hf_fnet": ("aten.fft_fftn.default",)}
 """Operators that no rule describes, by model: what they touch is frozen and reported."""
 
 CHEAP: frozenset[str] = frozenset(
@@ -116,9 +116,11 @@ LIBRARY: tuple[Architecture, ...] = (
     *_rows(transformers_dense.DETECTORS, partial(pixels, size=64), "vision", "detector"),
     *_rows(transformers_dense.MASKED_DETECTORS, masked_pixels, "vision", "detector"),
     *_text(transformers_text.ENCODERS, "attention", masked=True),
+    *_rows(transformers_text.FIXED_ENCODERS, masked_tokens, "text", "attention"),
     *_text(transformers_text.MIXERS),
     *_text(transformers_text.DECODERS, "attention", "causal"),
-    *_text(transformers_text.STATE_SPACE, "state-space", "causal"),
+    *_rows(transformers_text.FIXED_DECODERS, tokens, "text", "causal"),
+    *_rows(transformers_text.STATE_SPACE, tokens, "text", "state-space", "causal"),
     *_rows(transformers_text.SEQ2SEQ, translation, "text", "attention", "sequence-to-sequence"),
     *_rows(transformers_audio.WAVES, wave, "audio", "attention"),
     *_rows(transformers_audio.SPECTRA, spectrum, "audio", "attention"),

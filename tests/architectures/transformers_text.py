@@ -71,15 +71,6 @@ ENCODERS: dict[str, Builder] = {
         max_position_embeddings=64,
         num_labels=5,
     ),
-    "hf_deberta": partial(
-        reading,
-        "logits",
-        "Deberta",
-        _SEQUENCE,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        **_ENCODER,
-    ),
     "hf_deberta_v2": partial(
         reading,
         "logits",
@@ -151,7 +142,7 @@ DECODERS: dict[str, Builder] = {
         num_heads=4,
         attention_types=[[["global", "local"], 1]],
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=80,
         window_size=8,
         use_cache=False,
     ),
@@ -204,18 +195,6 @@ DECODERS: dict[str, Builder] = {
         max_position_embeddings=64,
         use_cache=False,
     ),
-    "hf_xlnet": partial(
-        reading,
-        "logits",
-        "XLNet",
-        "LMHeadModel",
-        vocab_size=VOCABULARY,
-        d_model=32,
-        n_layer=2,
-        n_head=4,
-        d_inner=64,
-        use_mems_eval=False,
-    ),
 }
 
 SEQ2SEQ: dict[str, Builder] = {
@@ -265,3 +244,32 @@ STATE_SPACE: dict[str, Builder] = {
         use_cache=False,
     ),
 }
+
+FIXED_ENCODERS: dict[str, Builder] = {
+    "hf_deberta": partial(
+        reading,
+        "logits",
+        "Deberta",
+        _SEQUENCE,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        **_ENCODER,
+    ),
+}
+"""Models that compute numbers from the length of the sequence: it stays as it is in the example."""
+
+FIXED_DECODERS: dict[str, Builder] = {
+    "hf_xlnet": partial(
+        reading,
+        "logits",
+        "XLNet",
+        "LMHeadModel",
+        vocab_size=VOCABULARY,
+        d_model=32,
+        n_layer=2,
+        n_head=4,
+        d_inner=64,
+        use_mems_eval=False,
+    ),
+}
+"""Others to which the library's code allows one length of sequence."""
