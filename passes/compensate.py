@@ -37,6 +37,12 @@ from fxcompress.plan.pruning_plan import PruningPlan
 DAMPINGS = (1e-4, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, float("inf"))
 """Penalties on a change that are tried, relative to the mean square of an input; infinite: the bias alone."""
 
+COARSE = (3e-3, 3e-2, 3e-1, float("inf"))
+"""What is tried instead from `WIDE` unknowns on, where each Cholesky factor takes a tenth of a second and
+more: half of the time of a whole ResNet-50 went into them."""
+
+WIDE = 768
+
 MEMORY = 512 * 2**20
 """Bytes of activations that may be held; samples beyond that are not read."""
 
@@ -131,7 +137,8 @@ def _refit(run: SideBySide, site: Site) -> str | None:
             node=site.node.format_node(),
             source=walk.source(site.node),
         )
-    fit = best_fit(fitted, judged, DAMPINGS, intercept=site.bias is not None)
+    dampings = COARSE if fitted.xx.shape[1] >= WIDE else DAMPINGS
+    fit = best_fit(fitted, judged, dampings, intercept=site.bias is not None)
     before, after = (_total(judged, made, site) for made in (None, fit))
     if not after < before:
         return None

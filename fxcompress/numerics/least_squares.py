@@ -112,9 +112,10 @@ def _solve(gram: Tensor, cross: Tensor, damping: float) -> Tensor:
     """`(gram + damping * mean(diag) * I)^-1 cross`; constant inputs get no weight."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     scale = diagonal.mean(1).clamp_min(torch.finfo(torch.float64).tiny)
-    identity = torch.eye(gram.shape[1], dtype=gram.dtype)
     while True:
-        factor, info = torch.linalg.cholesky_ex(gram + (damping * scale)[:, None, None] * identity)
+        damped = gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_((damping * scale)[:, None])
+        factor, info = torch.linalg.cholesky_ex(damped)
         if not bool(info.any()):
             return torch.cholesky_solve(cross, factor)
         damping = max(damping * 10.0, 1e-12)  # rounding made the matrix indefinite
