@@ -4,7 +4,8 @@
 (of the 50 that our test networks use: batch_norm, adaptive_avg_pool2d, conv_transpose2d, diff, `&` and
 casts). That costs half of the export's time and gives most nodes new names. Here only those operators are
 traced, one at a time, on the fake values of their inputs, and what they decompose to takes their place; every
-other node stays, name included.
+other node stays, name included. Before that, operators whose ONNX form is wrong are written in others
+(`operator_forms`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from fxcompress.lowering.operator_forms import form_of
+from fxcompress.ops.arguments import arguments
 
 ORIGIN = "fxcompress_origin"
 """Metadata of a decomposed node: the name of the node it is a part of."""
@@ -38,11 +42,12 @@ class LocalProgram(ExportedProgram):
     """An exported program that decomposes only what needs it, where it stands.
 
     Falls back to torch's own whole trace for an operator whose parts need tensors of their own or have no
-    ONNX form either; that trace records origins in `meta["from_node"]`, and `stuck` has the names of the
-    operators with such parts.
+    ONNX form either; that trace records origins in `meta["from_node"]`, `stuck` has the names of the
+    operators with such parts, and `origins` of which node the parts are that were there before the trace.
     """
 
     stuck: tuple[str, ...] = ()
+    origins: Mapping[str, str] = {}
 
     def run_decompositions(
         self, decomp_table: Table | None = None, decompose_custom_triton_ops: bool = False
@@ -51,8 +56,11 @@ class LocalProgram(ExportedProgram):
         if decomp_table is None:
             return super().run_decompositions(None, decompose_custom_triton_ops)
         graph = self.graph_module.graph
+        apply_forms(graph)
         self.stuck = decompose(graph, decomp_table, translatable())
         if self.stuck:
+            self.origins = {node.name: node.meta[ORIGIN] for node in graph.nodes if ORIGIN in node.meta}
+            self.graph_module.recompile()
             return super().run_decompositions(dict(decomp_table), decompose_custom_triton_ops)
         self.graph_module.recompile()
         results = graph.output_node().args[0]
@@ -73,6 +81,18 @@ def translatable() -> frozenset[Any]:
     return frozenset(get_onnx_implemented_overloads(registry(EXPORTED)))
 
 
+def apply_forms(graph: fx.Graph) -> None:
+    """Write every operator that has a form of ours in other operators, in place.
+
+    Raises:
+        LoweringError: an operator whose form does not cover this use.
+    """
+    for node in list(graph.nodes):
+        form = form_of(node)
+        if form is not None:
+            _splice(graph, node, _trace(node, partial(form, node), arguments(node)))
+
+
 def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> tuple[str, ...]:
     """Replace every operator that is not `known` by its parts, in place.
 
@@ -83,7 +103,7 @@ def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> tuple[st
     stuck: list[str] = []
     for node in graph.nodes:
         if _is_unknown(node, known):
-            parts = _trace(node, table)
+            parts = _decomposed(node, table)
             if not _can_splice(node, parts, known):
                 stuck.append(node.name)
             traced.append((node, parts))
@@ -103,18 +123,26 @@ def _is_unknown(node: fx.Node, known: Collection[Any]) -> bool:
     )
 
 
-def _trace(node: fx.Node, table: Table) -> fx.Graph:
-    """The graph of one operator, decomposed, with the operator's input nodes as placeholders in order."""
+def _decomposed(node: fx.Node, table: Table) -> fx.Graph:
+    """The graph of one operator, decomposed."""
+
+    def call(given: tuple[Any, Any]) -> Any:
+        args, kwargs = given
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    return _trace(node, call, (node.args, node.kwargs), table)
+
+
+def _trace(node: fx.Node, function: Callable[[Any], Any], given: Any, table: Table | None = None) -> fx.Graph:
+    """The graph of a function of a node's arguments, with the node's inputs as placeholders in order."""
     inputs = node.all_input_nodes
 
     def call(*values: Any) -> Any:
-        given = dict(zip(inputs, values, strict=True))
-        args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return function(fx.map_arg(given, dict(zip(inputs, values, strict=True)).__getitem__))
 
     # Within the mode that made the values: constants that a decomposition makes must be fake like them.
     with torch.no_grad(), _fake_mode(inputs):
-        module = make_fx(functionalize(call), decomposition_table=dict(table))(
+        module = make_fx(functionalize(call), decomposition_table=dict(table or {}))(
             *[one.meta["val"] for one in inputs]
         )
     return module.graph

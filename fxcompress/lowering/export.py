@@ -70,7 +70,11 @@ def export(program: Program, opset: int) -> Exported:
     if written.exported_program is None:
         raise LoweringError("the exporter kept no program to trace names by")
     graph = written.exported_program.graph
-    origins = {node.name: _origin(node) for node in graph.nodes if node.op == "call_function"}
+    origins = {
+        node.name: lifted.origins.get(_origin(node), _origin(node))
+        for node in graph.nodes
+        if node.op == "call_function"
+    }
     results = {origin: name for name, origin in origins.items()}
     return Exported(written.model_proto, origins, results, _symbols(program, graph))
 
