@@ -46,7 +46,6 @@ class Nasty:
         shapes: of the inputs, without the batch; a `torch.Tensor` stands for itself (ids, with its batch).
         sizes: group sizes, ascending.
         unknown: operators without a rule that it has on purpose, by the names in the reasons.
-        onnx: why it cannot become ONNX, or the empty string.
     """
 
     function: Forward
@@ -54,7 +53,6 @@ class Nasty:
     shapes: tuple[Any, ...]
     sizes: tuple[int, ...]
     unknown: tuple[str, ...] = ()
-    onnx: str = ""
 
     @property
     def name(self) -> str:
@@ -86,10 +84,9 @@ class Ideas(list[Nasty]):
         *shapes: Any,
         sizes: tuple[int, ...],
         unknown: tuple[str, ...] = (),
-        onnx: str = "",
     ) -> Callable[[Forward], Forward]:
         def add(function: Forward) -> Forward:
-            self.append(Nasty(function, parts, shapes, sizes, unknown, onnx))
+            self.append(Nasty(function, parts, shapes, sizes, unknown))
             return function
 
         return add

@@ -208,7 +208,6 @@ def cosine_to_prototypes(m: Any, x: Tensor) -> Tensor:
     lambda: {"a": nn.Linear(5, 8), "keys": nn.Parameter(torch.randn(4, 8)), "head": nn.Linear(4, 3)},
     (5,),
     sizes=(4, 8),
-    onnx="the exporter has no cdist",
 )
 def distance_to_prototypes(m: Any, x: Tensor) -> Tensor:
     """Distances to stored prototypes by `cdist`."""
@@ -241,7 +240,6 @@ def bilinear(m: Any, x: Tensor, y: Tensor) -> Tensor:
     lambda: {"bag": nn.EmbeddingBag(6, 8, mode="sum"), "head": nn.Linear(8, 3)},
     IDS,
     sizes=(8,),
-    onnx="the exporter's embedding_bag is not in topological order",
 )
 def embedding_bag(m: Any, ids: Tensor) -> Tensor:
     """Rows of a table are summed per sample."""

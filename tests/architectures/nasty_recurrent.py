@@ -42,7 +42,6 @@ def lstm_last_state(m: Any, x: Tensor) -> Tensor:
     lambda: around(nn.LSTM(6, 8, batch_first=True, proj_size=4), 4),
     SEQUENCE,
     sizes=(4, 6),
-    onnx="the LSTM of ONNX has no projection",
 )
 def lstm_projected(m: Any, x: Tensor) -> Tensor:
     """The output is narrower than the cell."""
@@ -92,7 +91,6 @@ def rnn_relu(m: Any, x: Tensor) -> Tensor:
     lambda: {"cell": nn.LSTMCell(4, 8), "head": nn.Linear(8, 3)},
     SEQUENCE,
     sizes=(8,),
-    onnx="the exporter fixes the batch of a cell",
 )
 def lstm_cell(m: Any, x: Tensor) -> Tensor:
     """A loop in Python over a cell, unrolled by the capture."""
@@ -106,7 +104,6 @@ def lstm_cell(m: Any, x: Tensor) -> Tensor:
     lambda: {"cell": nn.GRUCell(4, 8), "head": nn.Linear(8, 3)},
     SEQUENCE,
     sizes=(8,),
-    onnx="the exporter fixes the batch of a cell",
 )
 def gru_cell(m: Any, x: Tensor) -> Tensor:
     """The same with three gates and one state."""
