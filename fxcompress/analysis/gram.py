@@ -9,6 +9,7 @@ the values at one cut of the two programs, of at most as many samples as the mem
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,15 @@ class SideBySide:
         self.original, self.pruned = Stepwise(original), Stepwise(pruned)
         self.space, self.indices = analysis.space, indices
         self.chunks: list[Chunk] = []
+        self.variance = 0.0
+        """Of the original's outputs, all entries of one sample together."""
         self._at = [0, 0]
 
     def load(self, batches: Iterable[Any], memory: int) -> int:
-        """Take samples while the values of both runs fit in `memory` bytes; returns how many were taken."""
+        """Take samples while the values of both runs fit in `memory` bytes; returns how many were taken.
+
+        A sample that comes again is left out: what is fitted on it cannot be judged on it.
+        """
         example = max(samples(self.original.program.flat_example()), 1)
         each = (self.original.peak_bytes() + self.pruned.peak_bytes()) // example + 1
         room, taken, held = max(memory // each, 2), 0, []
@@ -74,6 +80,7 @@ class SideBySide:
         for number, piece in enumerate(held):
             begun = self.original.begin(piece), self.pruned.begin(piece)
             self.chunks.append(Chunk(*begun, judge=number % JUDGED == 1, size=samples(piece)))
+        self.variance = variance(self._ended(self.original, chunk.original, 0) for chunk in self.chunks)
         return taken
 
     def go(self, site: Site) -> None:
@@ -97,16 +104,13 @@ class SideBySide:
 
     def output_error(self) -> float:
         """The squared difference of the outputs as a share of their variance, on samples that no fit sees."""
-        difference = variance = 0.0
+        difference = 0.0
         for chunk in self.chunks:
             if chunk.judge:
-                both = (
-                    self._ended(self.original, chunk.original, 0),
-                    self._ended(self.pruned, chunk.pruned, 1),
-                )
-                one, other = compared(*both)
-                difference, variance = difference + one, variance + other
-        return difference / variance if variance else difference
+                wanted = self._ended(self.original, chunk.original, 0)
+                difference += gap(wanted, self._ended(self.pruned, chunk.pruned, 1))
+        mean = difference / max(self.judged, 1)
+        return mean / self.variance if self.variance else mean
 
     def _ended(self, run: Stepwise, values: Values, which: int) -> list[Tensor]:
         trial = dict(values)
@@ -163,35 +167,91 @@ def samples(flat: Sequence[Tensor]) -> int:
 
 
 def pieces(program: Program, batches: Iterable[Any], size: int) -> Iterator[list[Tensor]]:
-    """Batches in pieces of at most `size` samples where the batch is dynamic; whole ones where it is not."""
+    """Batches in pieces of at most `size` samples where the batch is dynamic; whole ones where it is not.
+
+    Every sample comes once.
+    """
+    seen: set[bytes] = set()
     for flat in flat_batches(program, batches):
-        yield from split(program, flat, size)
+        yield from split(program, _unseen(program, flat, seen), size)
 
 
 def split(program: Program, flat: list[Tensor], size: int) -> Iterator[list[Tensor]]:
     """One batch in pieces of at most `size` samples; itself where the program's batch is static."""
-    marks = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
-    symbol = next((mark for mark in marks if mark is not None), None)
-    if symbol is None:
+    counted, total = _counted(program, flat)
+    if total is None:
         yield flat
         return
-    total = flat[marks.index(symbol)].shape[0]
     for start in range(0, total, size):
         yield [
-            value[start : start + size] if mark == symbol else value
-            for value, mark in zip(flat, marks, strict=True)
+            value[start : start + size] if own else value for value, own in zip(flat, counted, strict=True)
         ]
 
 
-def compared(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[float, float]:
-    """Squared difference of floating outputs, and their squared distance from the mean over samples."""
-    difference = variance = 0.0
-    for one, other in zip(wanted, found, strict=True):
-        if one.is_floating_point() and one.shape == other.shape:
-            valid = one.isfinite()
-            gap = torch.where(valid, one - other, 0.0).double()
-            centred = torch.where(valid, one, 0.0).double()
-            centred = centred - centred.mean(0) if one.dim() and one.shape[0] > 1 else centred
-            difference += float(gap.square().sum())
-            variance += float(centred.square().sum())
-    return difference, variance
+def _counted(program: Program, flat: list[Tensor]) -> tuple[list[bool], int | None]:
+    """Which inputs have a row per sample, and how many; None where the program's batch is static."""
+    marks = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
+    symbol = next((mark for mark in marks if mark is not None), None)
+    if symbol is None:
+        return [False for _ in marks], None
+    return [mark == symbol for mark in marks], flat[marks.index(symbol)].shape[0]
+
+
+def _unseen(program: Program, flat: list[Tensor], seen: set[bytes]) -> list[Tensor]:
+    """The samples of a batch that are not in `seen`, which they join; a static batch is left whole."""
+    counted, total = _counted(program, flat)
+    if total is None:
+        return flat
+    fresh = []
+    for row in range(total):
+        found = _digest(value[row] if own else value for value, own in zip(flat, counted, strict=True))
+        if found not in seen:
+            seen.add(found)
+            fresh.append(row)
+    if len(fresh) == total:
+        return flat
+    return [value[fresh] if own else value for value, own in zip(flat, counted, strict=True)]
+
+
+def _digest(values: Iterable[Tensor]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for value in values:
+        found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.digest()
+
+
+def gap(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Squared difference of floating outputs, where finite ones are wanted."""
+    return sum(
+        float(torch.where(one.isfinite(), one - other, 0.0).double().square().sum())
+        for one, other in zip(wanted, found, strict=True)
+        if one.is_floating_point() and one.shape == other.shape
+    )
+
+
+def variance(outputs: Iterable[Sequence[Tensor]]) -> float:
+    """The variance over samples of floating outputs, summed over the entries of one sample.
+
+    Batches whose outputs differ in shape (sequences of several lengths) have means of their own; entries are
+    0 where they are not finite. 0 where rounding is all there is.
+    """
+    sums: dict[tuple[int, ...], tuple[int, Tensor, Tensor]] = {}
+    counts: dict[int, int] = {}
+    for several in outputs:
+        for place, output in enumerate(several):
+            if not output.is_floating_point():
+                continue
+            rows = torch.where(output.isfinite(), output, 0.0).double()
+            rows = rows if rows.dim() else rows.reshape(1)
+            key = (place, *rows.shape[1:])
+            count, mean, squares = sums.get(key, (0, torch.zeros_like(rows[0]), torch.zeros_like(rows[0])))
+            total, own = count + len(rows), rows.mean(0)
+            within = squares + (rows - own).square().sum(0)
+            between = (own - mean).square() * count * len(rows) / total
+            sums[key] = total, mean + (own - mean) * len(rows) / total, within + between
+            counts[place] = counts.get(place, 0) + len(rows)
+    return sum(
+        float(torch.where(squares > 1e-12 * count * mean.square(), squares, 0.0).sum()) / counts[key[0]]
+        for key, (count, mean, squares) in sums.items()
+    )
