@@ -20,6 +20,7 @@ from fxcompress.graph import edit, walk
 from fxcompress.graph.folding import fold_constants
 from fxcompress.graph.functional import functionalize, mutates
 from fxcompress.graph.module import named_tensors, same_tensor, used_names
+from fxcompress.graph.operators import NAMESPACES
 from fxcompress.graph.precision import converted
 from fxcompress.graph.program import Example, Program, Signature
 from fxcompress.graph.structure import output_names, plain, prune
@@ -68,9 +69,23 @@ def canonical(
     _forget_strides(graph)
     folded = fold_constants(program, lifted)
     edit.tidy(program)
+    _refuse_foreign(graph)
     if written or folded:
         edit.reinfer(program)
     return program
+
+
+def _refuse_foreign(graph: fx.Graph) -> None:
+    """Raise CaptureError for an operator of another library: nothing says what it computes."""
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in NAMESPACES:
+            raise CaptureError(
+                f"{node.target} is an operator of the library {node.target.namespace!r}, not of PyTorch",
+                hint="choose the variant of this layer that is written in PyTorch's own operators; the "
+                'experts of `transformers` have one: `model.set_experts_implementation("batched_mm")`',
+                node=node.format_node(),
+                source=walk.source(node),
+            )
 
 
 def _drop_checks(graph: fx.Graph) -> None:

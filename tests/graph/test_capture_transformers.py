@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import nn
 
+from fxcompress.errors import CaptureError
 from fxcompress.graph.capture import capture
 from fxcompress.graph.wellformed import well_formed
 from tests.graph.models import tokens
@@ -61,6 +62,19 @@ def test_keywords_without_a_parameter_of_their_own_have_a_dynamic_batch() -> Non
     inputs = {"x": torch.randn(5, 4), "shift": torch.randn(5, 1)}
     torch.testing.assert_close(program(**inputs), model(**inputs))
     assert model.forward == forward, "the model is as it was"
+
+
+def test_an_operator_of_another_library_is_refused_with_the_way_around_it() -> None:
+    """The default of the library's mixtures of experts; `torch.export` takes it as it is."""
+    config = transformers.MixtralConfig(
+        **SMALL, num_key_value_heads=2, intermediate_size=16, num_local_experts=4, num_experts_per_tok=2
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    with pytest.raises(CaptureError, match="of the library 'transformers'") as refusal:
+        capture(model, {"input_ids": tokens()})
+    assert "set_experts_implementation" in str(refusal.value.hint)
+    assert "grouped_mm" in str(refusal.value)
+    assert "moe.py" in str(refusal.value.source)
 
 
 class Keywords(nn.Module):
