@@ -37,13 +37,13 @@ def rewriting(names: Sequence[str]) -> tuple[Pass, ...]:
     return tuple(REWRITES[name] for name in names)
 
 
-def loosened(program: Program, rewrites: Sequence[str]) -> Program:
-    """The program after these rewrites; those that it went through already are not repeated.
+def loosened(program: Program, rewrites: Sequence[str] | None = None) -> Program:
+    """The program after these rewrites (None: those of `LOOSEN`); none that it went through is repeated.
 
     Raises:
         InputError: a rewrite that does not exist.
     """
-    for rewrite in rewriting(rewrites):
+    for rewrite in LOOSEN if rewrites is None else rewriting(rewrites):
         if rewrite.name not in program.origins.rewrites:
             program = rewrite.run(program).program
     return program

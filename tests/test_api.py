@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ import torch
 from torch import Tensor, nn
 
 import fxcompress
+from fxcompress.analysis.groups import analyse
+from fxcompress.analysis.prunability import prunability
 from fxcompress.api import compress, findings, flow, proofs
 from fxcompress.api.compress import SAMPLES
-from fxcompress.api.request import program_of
+from fxcompress.api.request import program_of, stages
 from fxcompress.errors import BudgetError, CompressError, InputError, NotSupported, ProofError
 from fxcompress.graph.edit import set_tensor
 from fxcompress.graph.program import Program
 from fxcompress.passes.contract import Outcome
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.pipeline import Journal
 from fxcompress.runtime.session import SessionError
 from fxcompress.runtime.timing import Comparison
+from fxcompress.targets.catalog import resolve
+from tests.architectures.programs import captured
 from tests.architectures.randomise import randomise
 
 IMAGE = (3, 12, 12)
@@ -455,3 +461,24 @@ def test_a_wrong_fold_is_not_returned(program: Program, monkeypatch: pytest.Monk
 def test_proofs_use_few_samples(program: Program) -> None:
     batch = [images(9)]
     assert len(compress.leading(program, batch, proofs.PROOF_SAMPLES)[0]) == proofs.PROOF_SAMPLES
+
+
+def test_the_report_is_of_what_pruning_works_on() -> None:
+    """A packed projection is split before pruning: its parts have names in the user's tensor."""
+    program = captured("vit_packed")
+    asked = flow.Request(
+        stages(fxcompress.Prune(0.3, block=1), None, None), None, None, None, "latency",
+        resolve("onnxruntime"), None, None, None, 1, 1, None,
+    )  # fmt: skip
+    part = "blocks.0.attention.qkv.weight[0][128:192]:1"
+    made = compress.compress(asked, program, Journal())
+    assert made.pruning is not None
+    assert part in made.pruning.channels
+    lossless = compress.compress(replace(asked, recipe=stages(None, None, None)), program, Journal())
+    assert lossless.trainable is program
+    names = [group.name for group in made.analysis.groups]
+    assert [group.name for group in lossless.analysis.groups] == names
+    assert prunability(lossless.analysis) == prunability(made.analysis)
+    packed, loose = (prunability(found).obstacles for found in (analyse(program), made.analysis))
+    assert any(item.axis == "blocks.0.attention.qkv.weight[0]:0" for item in packed)
+    assert not any("qkv" in item.axis for item in loose)

@@ -14,6 +14,7 @@ from torch.fx import Node
 from fxcompress.analysis.propagate import propagate
 from fxcompress.axes.expression import Axis, Dim, leaves
 from fxcompress.graph import walk
+from fxcompress.graph.origins import Origins
 from fxcompress.graph.program import Program
 from fxcompress.ops.dimensions.space import Space
 
@@ -22,6 +23,9 @@ INSIDE = -1
 
 Place: TypeAlias = tuple[Node, int]
 """A dimension of a tensor, or the inside of an operator."""
+
+End: TypeAlias = tuple[Place, int | None]
+"""A place and the number of the axis that is meant, of those that make it up; None for all of them."""
 
 
 def coupling(program: Program) -> nx.Graph[Place]:
@@ -55,7 +59,7 @@ def coupling(program: Program) -> nx.Graph[Place]:
 
     propagate(program, draw)
     for place, expressions in dims.items():
-        graph.add_node(place, axes=_leaves(expressions))
+        graph.add_node(place, axes=tuple(dict.fromkeys(axis for dim in expressions for axis in leaves(dim))))
     return graph
 
 
@@ -68,22 +72,28 @@ def _rank(space: Space, node: Node) -> int:
     return len(value) if isinstance(value, tuple) else 0
 
 
-def chain(graph: nx.Graph[Place], first: Place, last: Place) -> list[Place]:
-    """The shortest way from one place to another along axes that both have; empty when there is none."""
-    shared = graph.nodes[first]["axes"] & graph.nodes[last]["axes"]
-    allowed = [place for place, axes in graph.nodes(data="axes") if axes & shared]
+def chain(graph: nx.Graph[Place], first: End, last: End) -> list[Place]:
+    """The shortest way from one place to another along axes that both ends have; empty when there is none."""
+    shared = _meant(graph, first) & _meant(graph, last)
+    allowed = [place for place, axes in graph.nodes(data="axes") if not shared.isdisjoint(axes)]
     try:
-        path: list[Place] = nx.shortest_path(graph.subgraph(allowed), first, last)
+        path: list[Place] = nx.shortest_path(graph.subgraph(allowed), first[0], last[0])
     except (nx.NetworkXNoPath, nx.NodeNotFound):
         return []
     return path
 
 
-def describe(place: Place) -> str:
-    """A place for a reader: a stored dimension by its name, an operator with the user's line."""
+def _meant(graph: nx.Graph[Place], end: End) -> set[Axis]:
+    place, number = end
+    axes: tuple[Axis, ...] = graph.nodes[place]["axes"]
+    return set(axes if number is None else axes[number : number + 1])
+
+
+def describe(place: Place, origins: Origins) -> str:
+    """A place for a reader: a stored dimension by the user's name, an operator with the user's line."""
     node, dim = place
     if node.op != "call_function":
-        return f"{node.target}[{dim}]"
+        return origins.title(str(node.target), dim)
     where = walk.source(node)
     name = f"{node.name} ({node.target})" + ("" if dim == INSIDE else f"[{dim}]")
     return name if where is None else f"{name}  {where}"

@@ -7,15 +7,17 @@ reason and the line of the user's model that caused it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import networkx as nx
 import torch
+from torch.fx import Node
 
 from fxcompress.analysis.cost import Price, price
-from fxcompress.analysis.coupling import Place, chain, coupling, describe
+from fxcompress.analysis.coupling import End, Place, chain, coupling, describe
 from fxcompress.analysis.propagate import propagate
 from fxcompress.axes.expression import Axis, Dim, Product, find, leaves
 from fxcompress.axes.positions import multiplicities
@@ -25,17 +27,35 @@ from fxcompress.graph.module import tied
 from fxcompress.graph.program import Program
 from fxcompress.ops.dimensions.space import Space
 
+_NUMBERED = re.compile(r"(.*\]):(\d+)")
+"""The name of one axis of several that make up a dimension."""
+
 
 @dataclass(frozen=True)
 class Member:
-    """One dimension of one stored tensor in which a group occurs."""
+    """One dimension of one stored tensor in which a group occurs.
+
+    Args:
+        tensor: the stored name.
+        dim: the dimension.
+        expression: what it is made of.
+        stated: the dimension in the user's names and coordinates, where a rewrite named the tensor anew.
+    """
 
     tensor: str
     dim: int
     expression: Dim
+    stated: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the dimension goes by: the user's name, that of the whole dimension, and the stored one."""
+        stated = str(self)
+        whole = f"{stated.partition('[')[0]}[{self.dim}]"
+        return tuple(dict.fromkeys((stated, whole, f"{self.tensor}[{self.dim}]")))
 
     def __str__(self) -> str:
-        return f"{self.tensor}[{self.dim}]"
+        return self.stated or f"{self.tensor}[{self.dim}]"
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,9 @@ class Group:
     """Coupled channels.
 
     Args:
-        name: the first member, such as `layer1.0.conv1.weight[0]`; where several axes make up that dimension,
-            the axis is numbered in order of position: `qkv.weight[0]:1`.
+        name: the first member in the user's names and coordinates, such as `layer1.0.conv1.weight[0]` or, of
+            a packed weight, `qkv.weight[0][128:192]`; where several axes make up that dimension, the axis is
+            numbered in order of position: `qkv.weight[0]:1`.
         axis: the leaf; its indices are the group's.
         members: every stored dimension in which the axis occurs.
         positions: the smallest number of positions of a parameter that go with one index (64 for a head of
@@ -60,6 +81,14 @@ class Group:
     def size(self) -> int:
         return self.axis.size
 
+    def goes_by(self, name: str) -> bool:
+        """Whether this is the name of the group or of a stored dimension in it, such as `conv1.weight[0]`."""
+        return name == self.name or any(
+            name in (f"{known}{axis_number(member, self.axis)}", known)
+            for member in self.members
+            for known in member.names
+        )
+
     @property
     def statistics(self) -> tuple[str, ...]:
         """The operators that normalise over this axis."""
@@ -68,9 +97,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An axis of a stored tensor that may not shrink, and why."""
+    """An axis of a stored tensor that may not shrink, and why; `tensor` is the stored name."""
 
     axis: str
+    tensor: str
     size: int
     reason: str
     operator: str | None
@@ -93,7 +123,7 @@ class Analysis:
             if group.name == name:
                 return group
         for group in self.groups:
-            if any(name in (str(member), axis_name(member, group.axis)) for member in group.members):
+            if group.goes_by(name):
                 return group
         raise InputError(
             f"no prunable group has a member called {name!r}",
@@ -104,15 +134,21 @@ class Analysis:
         """The operators that couple two stored dimensions, from `a` to `b`; empty when nothing does.
 
         Args:
-            a, b: stored dimensions, such as `conv1.weight[0]`.
+            a, b: stored dimensions, such as `conv1.weight[0]`, or one axis of several, `qkv.weight[0]:1`. The
+                dimension of a packed weight is all of its parts; those that couple by the shortest way count.
         """
-        return [describe(place) for place in chain(self.coupling, self._place(a), self._place(b))]
+        ways = (chain(self.coupling, first, last) for first in self._ends(a) for last in self._ends(b))
+        shortest = min((way for way in ways if way), key=len, default=[])
+        return [describe(place, self.program.origins) for place in shortest]
 
-    def _place(self, name: str) -> Place:
-        places = self._places
-        if name in places:
-            return places[name]
-        close = difflib.get_close_matches(name, places, 3, 0.5)
+    def _ends(self, name: str) -> list[End]:
+        """The stored dimensions of this name, each with the axis that it means."""
+        numbered = _NUMBERED.fullmatch(name)
+        places = self._places.get(name if numbered is None else numbered[1], [])
+        number = None if numbered is None else int(numbered[2])
+        if places:
+            return [(place, number) for place in places]
+        close = difflib.get_close_matches(name, self._places, 3, 0.5)
         raise InputError(
             f"no stored tensor has a dimension called {name!r}",
             hint="write it as 'layer1.conv1.weight[0]': the parameter's name and the dimension in brackets"
@@ -120,15 +156,18 @@ class Analysis:
         )
 
     @cached_property
-    def _places(self) -> dict[str, Place]:
-        """Every dimension of every stored tensor under each of the tensor's names."""
+    def _places(self) -> dict[str, list[Place]]:
+        """Every dimension of every stored tensor under each of its names."""
         names = {found[0]: found for found in tied(self.program.module).values()}
-        return {
-            f"{alias}[{dim}]": (node, dim)
-            for node in walk.tensor_nodes(self.program)
-            for alias in names.get(str(node.target), [str(node.target)])
-            for dim in range(len(self.space.of(node)))
-        }
+        places: dict[str, list[Place]] = {}
+        for node in walk.tensor_nodes(self.program):
+            for dim, expression in enumerate(self.space.of(node)):
+                aliases = names.get(str(node.target), [str(node.target)])
+                known = [f"{alias}[{dim}]" for alias in aliases]
+                known += member_of(self.program, node, dim, expression).names
+                for name in dict.fromkeys(known):
+                    places.setdefault(name, []).append((node, dim))
+        return places
 
     @cached_property
     def coupling(self) -> nx.Graph[Place]:
@@ -145,7 +184,7 @@ def analyse(program: Program) -> Analysis:
         if node.op != "get_attr" or not node.meta["val"].dtype.is_floating_point:
             continue
         for place, dim in enumerate(space.of(node)):
-            member = Member(str(node.target), place, find(dim))
+            member = member_of(program, node, place, find(dim))
             for axis, count in multiplicities(dim).items():
                 if not axis.frozen:
                     members.setdefault(axis, []).append((member, count))
@@ -165,21 +204,32 @@ def _group(axis: Axis, found: list[tuple[Member, int]], trainable: frozenset[str
 
 def axis_name(member: Member, axis: Axis) -> str:
     """`conv1.weight[0]`, or `qkv.weight[0]:1` where several axes make up the dimension."""
+    return f"{member}{axis_number(member, axis)}"
+
+
+def axis_number(member: Member, axis: Axis) -> str:
+    """`:1` where several axes make up the dimension, else nothing."""
     parts = list(dict.fromkeys(leaves(member.expression)))
-    return str(member) if len(parts) == 1 else f"{member}:{parts.index(axis)}"
+    return "" if len(parts) == 1 else f":{parts.index(axis)}"
+
+
+def member_of(program: Program, node: Node, place: int, dim: Dim) -> Member:
+    """A dimension of a stored tensor, with the name that the user knows it by."""
+    name = str(node.target)
+    return Member(name, place, dim, program.origins.title(name, place))
 
 
 def _obstacle(member: Member, axis: Axis) -> Frozen:
     reason = axis.reasons[0]
-    return Frozen(str(member), axis.size, reason.text, reason.operator, reason.source)
+    return Frozen(str(member), member.tensor, axis.size, reason.text, reason.operator, reason.source)
 
 
 def _distinct(obstacles: list[Frozen]) -> Iterator[Frozen]:
     """One line per stored dimension; kernels say nothing that a reader does not know."""
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for item in obstacles:
-        if item.axis not in seen and item.reason != "a kernel":
-            seen.add(item.axis)
+        if (item.axis, item.tensor) not in seen and item.reason != "a kernel":
+            seen.add((item.axis, item.tensor))
             yield item
 
 

@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from fxcompress.analysis.cost import collect
-from fxcompress.analysis.groups import Analysis, Member, axis_name
+from fxcompress.analysis.groups import Analysis, Member, axis_name, member_of
 from fxcompress.axes.expression import Axis, leaves
 from fxcompress.axes.positions import width
 from fxcompress.graph import walk
@@ -132,7 +132,7 @@ def _frozen(analysis: Analysis) -> dict[Axis, list[Member]]:
         if isinstance(walk.tensor(analysis.program, node), torch.nn.Parameter):
             for place, dim in enumerate(analysis.space.of(node)):
                 for axis in _remarkable(dict.fromkeys(leaves(dim))):
-                    found[axis].append(Member(str(node.target), place, dim))
+                    found[axis].append(member_of(analysis.program, node, place, dim))
     return found
 
 

@@ -15,7 +15,7 @@ from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.analysis.saliency import unspoken
 from fxcompress.api.compensation import compensated
-from fxcompress.api.latency import Removal, plan_removal
+from fxcompress.api.latency import plan_removal
 from fxcompress.api.request import Request
 from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
@@ -23,7 +23,7 @@ from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
 from fxcompress.measure import batch_symbol
 from fxcompress.numerics.saliency import Saliency
-from fxcompress.passes.loosening import LOOSEN, rewriting
+from fxcompress.passes.loosening import LOOSEN, loosened, rewriting
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
@@ -45,8 +45,9 @@ SAMPLES = 16
 class Compressed:
     """The programs on the way, and the decisions between them.
 
-    `trainable` is the original itself where nothing is pruned, `deployed` is folded, `quantized` is None
-    where there is no int8 program.
+    `analysis` is of what pruning works on, the original with its over-tied widths loosened. `trainable` is
+    the original itself where nothing is pruned, `deployed` is folded, `quantized` is None where there is no
+    int8 program.
     """
 
     original: Program
@@ -62,58 +63,77 @@ class Compressed:
     latency_budget: LatencyBudget | None = None
 
 
+@dataclass(frozen=True)
+class _Pruned:
+    """The program after pruning, the analysis that decided, and what there is to say of it."""
+
+    program: Program
+    analysis: Analysis
+    plan: PruningPlan | None = None
+    proofs: tuple[Proof, ...] = ()
+    notes: tuple[str, ...] = ()
+    latency: LatencyBudget | None = None
+
+
 def compress(request: Request, original: Program, journal: Journal) -> Compressed:
     """Prune, fold and quantize as the request asks; the original stays as it is."""
     refuse_random(original)
-    start = journal.apply_all(request.recipe.before, original)
-    with journal.step("analyse"):
-        analysis = analyse(start)
-    trainable, pruning = start, None
-    removal: Removal | None = None
-    proofs: tuple[Proof, ...] = ()
-    remarks: tuple[str, ...] = ()
-    if request.prune is not None:
-        rewrites = LOOSEN if request.plan is None else rewriting(request.plan.rewrites)
-        loose = journal.apply_all(rewrites, start)
-        with journal.step("analyse-loosened"):
-            looser = analysis if loose is start else analyse(loose)
-        evidence = _evidence(request, looser, journal)
-        removal = plan_removal(request, request.prune, start, looser, evidence, journal)
-        pruning = removal.plan
-        remarks = _ranked_otherwise(looser, request.prune.criterion, pruning)
-        trainable = journal.apply(PruneChannels(pruning), loose)
-        with journal.step("prove-pruning"):
-            proofs = (_masked(start, trainable, pruning),)
-        trainable, found, corrected = compensated(request, loose, trainable, pruning, journal)
-        trainable = journal.apply(PackLinears(), trainable)
-        proofs, remarks = (*proofs, *found), (*remarks, *corrected)
-    deployed = journal.apply_all(request.recipe.after, trainable)
+    pruned = _pruned(request, journal.apply_all(request.recipe.before, original), journal)
+    deployed = journal.apply_all(request.recipe.after, pruned.program)
     samples, calibration = _samples(original, request.calibration)
-    quantized = quantization = None
-    if request.quantize is not None:
-        with journal.step("calibrate"):
-            observed = tensors_to_observe(deployed, request.target, request.quantize)
-            ranges = calibrate(deployed, calibration, observed)
-        with journal.step("plan-quantization"):
-            quantization = plan_quantization(deployed, ranges, request.target, request.quantize)
-        quantized = journal.apply(QuantizeTensors(quantization), deployed)
-    notes = (*(removal.notes if removal else ()), *remarks, *_uncounted(original))
-    notes = (*notes, *_notes(pruning, quantization))
+    quantized, quantization = _quantized(request, deployed, calibration, journal)
+    notes = (*pruned.notes, *_uncounted(original), *_notes(pruned.plan, quantization))
     if quantized is deployed:
         quantized = quantization = None
     return Compressed(
         original,
-        analysis,
-        trainable,
+        pruned.analysis,
+        pruned.program,
         deployed,
         quantized,
-        pruning,
+        pruned.plan,
         quantization,
         samples,
-        proofs,
+        pruned.proofs,
         notes,
-        removal.latency if removal else None,
+        pruned.latency,
     )
+
+
+def _pruned(request: Request, start: Program, journal: Journal) -> _Pruned:
+    """Loosen, analyse and, where asked for, decide, remove, prove and compensate."""
+    if request.prune is None:
+        with journal.step("analyse"):
+            return _Pruned(start, analyse(loosened(start)))
+    rewrites = LOOSEN if request.plan is None else rewriting(request.plan.rewrites)
+    loose = journal.apply_all(rewrites, start)
+    with journal.step("analyse"):
+        analysis = analyse(loose)
+    evidence = _evidence(request, analysis, journal)
+    removal = plan_removal(request, request.prune, start, analysis, evidence, journal)
+    plan = removal.plan
+    remarks = _ranked_otherwise(analysis, request.prune.criterion, plan)
+    removed = journal.apply(PruneChannels(plan), loose)
+    with journal.step("prove-pruning"):
+        proof = _masked(start, removed, plan)
+    refitted, found, corrected = compensated(request, loose, removed, plan, journal)
+    packed = journal.apply(PackLinears(), refitted)
+    notes = (*removal.notes, *remarks, *corrected)
+    return _Pruned(packed, analysis, plan, (proof, *found), notes, removal.latency)
+
+
+def _quantized(
+    request: Request, deployed: Program, calibration: Any, journal: Journal
+) -> tuple[Program | None, QuantizationPlan | None]:
+    """Calibrate, decide and quantize, where asked for; the program itself where nothing can be."""
+    if request.quantize is None:
+        return None, None
+    with journal.step("calibrate"):
+        observed = tensors_to_observe(deployed, request.target, request.quantize)
+        ranges = calibrate(deployed, calibration, observed)
+    with journal.step("plan-quantization"):
+        plan = plan_quantization(deployed, ranges, request.target, request.quantize)
+    return journal.apply(QuantizeTensors(plan), deployed), plan
 
 
 def _evidence(request: Request, analysis: Analysis, journal: Journal) -> Evidence | None:

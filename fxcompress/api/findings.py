@@ -111,7 +111,7 @@ def report_of(
     """Put everything that was measured, proven, changed and declined into one report."""
     original = candidates[0]
     winner = next(item for item in candidates if item.name == findings.choice.winner)
-    before = made.analysis.price.at({})
+    before = cost(made.original)
     after = before if winner is original else cost(made.deployed)
     samples = resized(made.original, request.batch)[1]
     ratio = findings.times.ratio(winner.name, ORIGINAL)

@@ -17,6 +17,7 @@ from fxcompress.cli.options import json_option, trust_option
 from fxcompress.cli.specs import existing, given_model, is_program_file
 from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
+from fxcompress.passes.loosening import loosened
 from fxcompress.report import listings
 from fxcompress.report.contents import of_onnx, of_program
 from fxcompress.runtime.inspection import executed
@@ -70,7 +71,7 @@ def _captured(model: str, trust: bool) -> Program:
 
 
 def _program(program: Program, graph: bool, why: tuple[str, str] | None, as_json: bool) -> None:
-    analysis = analyse(program)
+    analysis = analyse(loosened(program))
     if why:
         path = analysis.why(*why)
         if as_json:
@@ -80,9 +81,9 @@ def _program(program: Program, graph: bool, why: tuple[str, str] | None, as_json
         return
     contents = of_program(program)
     if as_json:
-        emit(listings.program_dict(analysis, contents))
+        emit(listings.program_dict(program, analysis, contents))
     else:
-        show(listings.program_view(analysis, contents, graph=graph))
+        show(listings.program_view(program, analysis, contents, graph=graph))
 
 
 def _onnx(file: Path, as_json: bool) -> None:

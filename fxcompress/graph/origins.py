@@ -9,8 +9,9 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 Kept: TypeAlias = Mapping[str, Mapping[int, tuple[int, ...]]]
@@ -42,6 +43,17 @@ class Origins:
     def user(self, name: str) -> str:
         """The user's name of a tensor."""
         return self.tensors[name].tensor if name in self.tensors else name
+
+    def title(self, name: str, dim: int) -> str:
+        """A stored dimension in the user's names and coordinates, such as `qkv.weight[0][128:192]`.
+
+        Parts have their positions behind the dimension. A copy goes by its own name: what is kept of it says
+        nothing about the user's one tensor.
+        """
+        origin = self.tensors.get(name)
+        if origin is None or origin.dim is None:
+            return f"{name}[{dim}]"
+        return f"{origin.tensor}[{dim}]" + (_ranges(origin.positions) if dim == origin.dim else "")
 
     def adding(self, rewrite: str, tensors: Mapping[str, Origin]) -> Origins:
         """After one more rewrite; its origins may name tensors that have an origin themselves."""
@@ -119,6 +131,22 @@ class Origins:
         whole = sum(len(item.positions) for item in parts.values())
         joined = shared[0] if len(stay) == whole else {**shared[0], cut: tuple(stay)}
         return dict(sorted(joined.items()))
+
+
+def _ranges(positions: Sequence[int]) -> str:
+    """Positions as slices: `[128:192]`, `[1::3]`, `[0:16 of every 48]`; the first one tells parts apart."""
+    known = set(positions)
+    starts = [place for place in positions if place - 1 not in known]
+    stops = [place + 1 for place in positions if place + 1 not in known]
+    lengths = {stop - start for start, stop in zip(starts, stops, strict=True)}
+    steps = {after - before for before, after in pairwise(starts)}
+    first = f"{starts[0]}:{stops[0]}"
+    if len(starts) == 1:
+        return f"[{first}]"
+    if len(lengths) == len(steps) == 1:
+        step = steps.pop()
+        return f"[{starts[0]}::{step}]" if lengths == {1} else f"[{first} of every {step}]"
+    return f"[{first} and {len(starts) - 1} more ranges]"
 
 
 def _staying(origin: Origin, dims: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:

@@ -10,8 +10,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxcompress.analysis.cost import cost
 from fxcompress.analysis.groups import Analysis
+from fxcompress.analysis.groups import Group as ChannelGroup
 from fxcompress.analysis.prunability import Prunability, Reach, prunability
+from fxcompress.graph.program import Program
 from fxcompress.report import tables, units
 from fxcompress.report.contents import Contents
 from fxcompress.report.report import FrozenEntry, Reachable
@@ -19,33 +22,39 @@ from fxcompress.report.report import Prunability as ReachEntry
 from fxcompress.runtime.inspection import ExecutedOp
 
 
-def program_view(analysis: Analysis, contents: Contents, *, graph: bool) -> RenderableType:
-    """The listing of a program (where asked for), its costs, groups, frozen axes and notes."""
-    parts: list[RenderableType] = [Text(str(analysis.program))] if graph else []
+def program_view(program: Program, analysis: Analysis, contents: Contents, *, graph: bool) -> RenderableType:
+    """The listing of a program (where asked for), its costs, groups, frozen axes and notes.
+
+    Args:
+        program: as the user knows it.
+        analysis: of what pruning works on, with over-tied widths loosened.
+        contents: of the program.
+        graph: list the graph too.
+    """
+    parts: list[RenderableType] = [Text(str(program))] if graph else []
     found = prunability(analysis)
-    parts += [_program_facts(analysis, contents), tables.prunability(reach(found)), groups(analysis)]
+    parts += [_program_facts(program, contents), tables.prunability(reach(found)), groups(analysis)]
     if found.obstacles:
         parts.append(tables.frozen(frozen_entries(found)))
-    parts += [Text(f"note: {note}") for note in analysis.program.notes]
-    parts += [Text(f"history: {line}") for line in analysis.program.history]
+    parts += [Text(f"note: {note}") for note in program.notes]
+    parts += [Text(f"history: {line}") for line in program.history]
     return Group(*parts)
 
 
-def program_dict(analysis: Analysis, contents: Contents) -> dict[str, Any]:
+def program_dict(program: Program, analysis: Analysis, contents: Contents) -> dict[str, Any]:
     """The same for a machine; the listing is text under `graph`."""
-    cost = analysis.price.at({})
+    price = cost(program)
     found = prunability(analysis)
     return contents.to_dict() | {
-        "graph": str(analysis.program),
-        "cost": {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes},
+        "graph": str(program),
+        "cost": {"macs": price.macs, "params": price.params, "bytes": price.bytes},
         "groups": [
-            {"name": group.name, "size": group.size, "members": [str(member) for member in group.members]}
-            for group in analysis.groups
+            {"name": group.name, "size": group.size, "members": _members(group)} for group in analysis.groups
         ],
         "prunability": asdict(reach(found)),
         "frozen": [asdict(entry) for entry in frozen_entries(found)],
-        "notes": list(analysis.program.notes),
-        "history": list(analysis.program.history),
+        "notes": list(program.notes),
+        "history": list(program.history),
     }
 
 
@@ -75,11 +84,16 @@ def _reachable(found: Reach) -> Reachable:
     return Reachable(round(found.total), round(found.prunable), round(found.removable))
 
 
+def _members(group: ChannelGroup) -> list[str]:
+    """The stored dimensions of a group; parts of one tensor share those that were not taken apart."""
+    return list(dict.fromkeys(str(member) for member in group.members))
+
+
 def groups(analysis: Analysis, rows: int = 40) -> RenderableType:
     """The channel groups: size and the parameters that shrink together."""
     made = tables.table(f"Groups ({len(analysis.groups)})", "group", "size", "members", right=("size",))
     for group in analysis.groups[:rows]:
-        others = [str(member) for member in group.members[1:]]
+        others = _members(group)[1:]
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         made.add_row(group.name, str(group.size), shown)
     if len(analysis.groups) > rows:
@@ -87,15 +101,15 @@ def groups(analysis: Analysis, rows: int = 40) -> RenderableType:
     return made
 
 
-def _program_facts(analysis: Analysis, contents: Contents) -> RenderableType:
-    cost = analysis.price.at({})
+def _program_facts(program: Program, contents: Contents) -> RenderableType:
+    price = cost(program)
     made = tables.table("Program", "", "")
     made.show_header = False
     _signature_rows(made, contents)
-    made.add_row("trainable parameters", units.count(cost.params))
+    made.add_row("trainable parameters", units.count(price.params))
     made.add_row("stored values", units.count(contents.elements))
-    made.add_row("MACs per sample", units.count(cost.macs))
-    made.add_row("tensor bytes", units.size(cost.bytes))
+    made.add_row("MACs per sample", units.count(price.macs))
+    made.add_row("tensor bytes", units.size(price.bytes))
     made.add_row("operators", _counted(contents.by_operator()))
     return made
 

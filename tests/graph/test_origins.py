@@ -122,3 +122,22 @@ def test_damaged_origins_are_refused(record: list[object], tmp_path: Path) -> No
     damaged = rewrite(path, {"program.json": json.dumps(document).encode()})
     with pytest.raises(InputError):
         load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("positions", "title"),
+    [
+        ((4, 5, 6, 7), "[4:8]"),
+        ((1, 4, 7), "[1::3]"),
+        ((2, 3, 8, 9, 14, 15), "[2:4 of every 6]"),
+        ((0, 1, 5, 9), "[0:2 and 2 more ranges]"),
+    ],
+)
+def test_parts_are_titled_by_their_positions(positions: tuple[int, ...], title: str) -> None:
+    origins = Origins().adding("split", {"w_0": Origin("w", 0, positions), "t_0": Origin("t")})
+    assert origins.title("w_0", 0) == f"w[0]{title}"
+    assert (origins.title("w_0", 1), origins.title("t_0", 0), origins.title("v", 2)) == (
+        "w[1]",
+        "t_0[0]",
+        "v[2]",
+    )

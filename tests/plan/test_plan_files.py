@@ -44,16 +44,16 @@ def plan() -> PruningPlan:
     return make_plan(
         analysed(),
         {"1.qkv.weight_2[0]:1": (0, 2, 4), "0.weight[0]": tuple(range(12))},
-        protected={"1.qkv.weight_0[0]:1": "as an example"},
+        protected={"1.qkv.weight[0][0:16]:1": "as an example"},
         relaxed={"0.weight[0]": 4},
     )
 
 
 def test_a_plan_prints_its_groups_and_what_was_rewritten() -> None:
     assert str(plan()).splitlines()[1:] == [
-        "  1.qkv.weight_2[0]:1: 8 -> 3",
+        "  1.qkv.weight[0][32:48]:1: 8 -> 3",
         "  0.weight[0]: 16 -> 12  (multiple of 4)",
-        "  1.qkv.weight_0[0]:1: whole, as an example",
+        "  1.qkv.weight[0][0:16]:1: whole, as an example",
         "  made after split-packed-linears",
     ]
 
@@ -63,7 +63,7 @@ def test_a_plan_is_edited_group_by_group() -> None:
     edited = plan().with_channels(
         analysed(), {"1.out.weight[1]:1": range(1, 8, 2), "1.qkv.weight_0[0]:1": [0, 1], "0.weight[0]": None}
     )
-    assert edited.channels == {"1.qkv.weight_2[0]:1": (1, 3, 5, 7), "1.qkv.weight_0[0]:1": (0, 1)}
+    assert edited.channels == {"1.qkv.weight[0][32:48]:1": (1, 3, 5, 7), "1.qkv.weight[0][0:16]:1": (0, 1)}
     assert edited.protected == {}
     assert edited.relaxed == {}
     assert edited.kept["1.qkv.weight"] == make_plan(analysed(), edited.channels).kept["1.qkv.weight"]
