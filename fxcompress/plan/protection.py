@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -12,13 +12,21 @@ from torch import nn
 from fxcompress.analysis.groups import Analysis, Group, rivals
 from fxcompress.axes.expression import Axis, leaves
 from fxcompress.errors import InputError
-from fxcompress.graph import walk
-from fxcompress.graph.module import tied
+from fxcompress.plan.explicit import Asked, Means
+from fxcompress.plan.naming import Names
 from fxcompress.plan.prune import Protection, Prune
 
 
-def protection(analysis: Analysis, options: Prune) -> dict[str, str]:
+def protection(
+    analysis: Analysis, options: Prune, asked: Mapping[str, Asked] = MappingProxyType({})
+) -> dict[str, str]:
     """By group name, why a prunable group stays whole.
+
+    Args:
+        analysis: of the program.
+        options: what is protected, and which factors of a product may go.
+        asked: by group name, the shares that are fixed by hand: they win over every wish to protect. Of the
+            factors of a product the policy chooses among those that were asked for.
 
     Raises:
         InputError: what is to be protected does not occur in the model.
@@ -29,6 +37,8 @@ def protection(analysis: Analysis, options: Prune) -> dict[str, str]:
     names = Names(analysis)
     wishes = [_wish(item, names) for item in options.protect]
     for group in analysis.groups:
+        if group.name in asked:
+            continue
         wished = next((reason for protects, reason in wishes if protects(group)), None)
         if wished is not None:
             reasons[group.name] = wished
@@ -37,49 +47,9 @@ def protection(analysis: Analysis, options: Prune) -> dict[str, str]:
         elif analysis.price.macs.at({group.axis: 1}) == full:
             reasons[group.name] = "it takes part in no multiply-accumulate"
     if options.factors != "both":
-        for name, reason in _other_factors(analysis, reasons, options.factors):
+        for name, reason in _other_factors(analysis, reasons, asked, options.factors):
             reasons.setdefault(name, reason)
     return reasons
-
-
-class Names:
-    """What the user calls the stored tensors of a program, and the types of the modules that hold them."""
-
-    def __init__(self, analysis: Analysis) -> None:
-        self.program, self.groups = analysis.program, analysis.groups
-
-    @cached_property
-    def aliases(self) -> dict[str, frozenset[str]]:
-        """By stored tensor, all its names, and that of the user's tensor which it is a part or copy of."""
-        shared = {name: names for names in tied(self.program.module).values() for name in names}
-        return {name: frozenset((*names, self.program.origins.user(name))) for name, names in shared.items()}
-
-    @cached_property
-    def types(self) -> dict[str, str]:
-        """By module path, the module's type as `package.module.Name`."""
-        return walk.module_types(self.program)
-
-    def matching(self, pattern: str) -> frozenset[str]:
-        """The stored tensors that have a name which the pattern matches."""
-        return frozenset(
-            name
-            for name, names in self.aliases.items()
-            if any(fnmatch.fnmatchcase(n, pattern) for n in names)
-        )
-
-    def inside(self, is_type: Callable[[str], bool]) -> frozenset[str]:
-        """The stored tensors that a module of such a type holds, itself or in one of its children."""
-        paths = [path for path, kind in self.types.items() if is_type(kind)]
-        return frozenset(
-            name
-            for name, names in self.aliases.items()
-            if any(not path or n.startswith(f"{path}.") for path in paths for n in names)
-        )
-
-
-def goes_by(group: Group, name: str) -> bool:
-    """Whether this is the name of a group or of a stored dimension in it, such as `conv1.weight[0]`."""
-    return name == group.name or any(name == str(member) for member in group.members)
 
 
 Wish = tuple[Callable[[Group], bool], str]
@@ -88,8 +58,8 @@ Wish = tuple[Callable[[Group], bool], str]
 def _wish(item: Protection, names: Names) -> Wish:
     """Which groups one item of `protect` keeps, and the reason that the plan gives."""
     if isinstance(item, str):
-        if any(goes_by(group, item) for group in names.groups):
-            return partial(goes_by, name=item), "protected by name"
+        if any(group.goes_by(item) for group in names.groups):
+            return lambda group: group.goes_by(item), "protected by name"
         matched = names.matching(item)
         return (_holding(matched), f"protected by pattern {item!r}") if matched else _typed(item, names)
     if isinstance(item, type):
@@ -140,27 +110,51 @@ def _tables(analysis: Analysis) -> set[Axis]:
     return {axis for table in tables for axis in leaves(analysis.space.of(table)[1])}
 
 
-def _other_factors(analysis: Analysis, reasons: Mapping[str, str], policy: str) -> Iterator[tuple[str, str]]:
+def _other_factors(
+    analysis: Analysis, reasons: Mapping[str, str], asked: Mapping[str, Asked], policy: str
+) -> Iterator[tuple[str, str]]:
     """Of the prunable factors of one product only one is pruned, so that nothing is removed twice.
 
     `reasons` is read anew for every product: what an earlier one protected is no factor of a later one.
     """
     for factors in rivals(analysis):
-        left = [tuple(group for group in factor if group.name not in reasons) for factor in factors]
+        left = [
+            tuple(group for group in factor if group.name not in reasons and _may_go(asked.get(group.name)))
+            for factor in factors
+        ]
         open_factors = [factor for factor in left if factor]
         if len(open_factors) < 2:
             continue
-        chosen = _chosen(open_factors, policy)
+        chosen = _chosen(open_factors, asked, policy)
         for factor in open_factors:
-            if factor is not chosen:
+            if factor not in chosen:
                 for group in factor:
-                    yield group.name, f"the other factor of its product, {chosen[0].name}, is pruned instead"
+                    yield (
+                        group.name,
+                        f"the other factor of its product, {chosen[0][0].name}, is pruned instead",
+                    )
 
 
-def _chosen(factors: list[tuple[Group, ...]], policy: str) -> tuple[Group, ...]:
-    """The factor that may go, of factors given outermost first."""
+def _may_go(asked: Asked | None) -> bool:
+    return asked is None or asked.share > 0
+
+
+def _chosen(
+    factors: list[tuple[Group, ...]], asked: Mapping[str, Asked], policy: str
+) -> list[tuple[Group, ...]]:
+    """The factors that may go, of factors given outermost first: all that the caller asked for by their own
+    names, else one, of those that a pattern means where there are any.
+    """
+    means = [
+        max((asked[group.name].means for group in factor if group.name in asked), default=None)
+        for factor in factors
+    ]
+    best = max((found for found in means if found is not None), default=None)
+    among = [factor for factor, found in zip(factors, means, strict=True) if found == best]
+    if best is Means.NAMES:
+        return among
     if policy == "outer":
-        return factors[0]
+        return among[:1]
     if policy == "inner":
-        return factors[-1]
-    return max(factors, key=lambda factor: sum(group.size for group in factor))
+        return among[-1:]
+    return [max(among, key=lambda factor: sum(group.size for group in factor))]

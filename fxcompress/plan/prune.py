@@ -38,12 +38,14 @@ class Prune:
         max_ratio: the largest share of one group that may go.
         min_ratio: the smallest share that goes of every group that is not protected.
         min_width: the fewest indices that any group keeps.
-        ratios: by pattern (`fnmatch`) of parameter names, the share of their groups that goes, whatever the
-            ranking says; 0 keeps them whole.
+        ratios: by pattern (`fnmatch`) of parameter names, the share that goes of the groups whose channels
+            they make (of those they read, where they make none), whatever the ranking says; 0 keeps them
+            whole. Of heads x head width it goes of what `factors` chooses, unless the name of one group, such
+            as `query.weight[0]:0`, says which.
         factors: which factors of a product such as heads x head width may go: the `"largest"`, the `"outer"`
             (heads), the `"inner"` (head width) or `"both"`.
         protect: what stays whole: patterns (`fnmatch`) of parameter names, module types or their names, or
-            predicates on groups.
+            predicates on groups. Every matching tensor stays whole, so the channels that it reads stay too.
         protect_embeddings: keep the widths of indexed tables and all that is tied to them.
         compensate: re-fit the consumers on calibration data; None does so when there is any.
         loss: `loss(outputs, label) -> scalar` for saliencies that need gradients.

@@ -17,11 +17,12 @@ from fxcompress.graph import walk
 from fxcompress.numerics.saliency import Scores
 from fxcompress.plan.bounds import bounds_of
 from fxcompress.plan.budget import Candidate, allocate
+from fxcompress.plan.explicit import explicit_shares
 from fxcompress.plan.protection import protection
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from fxcompress.plan.scope import in_scope
-from fxcompress.plan.width_rules import candidate, contracted, explicit_shares, fixed_width, width_step
+from fxcompress.plan.width_rules import candidate, contracted, fixed_width, width_step
 
 _OBSTACLES = 3
 """How many frozen tensors the refusal of a budget names."""
@@ -99,8 +100,9 @@ def choose_from(
     Raises:
         InputError: the program has no prunable group, or a pattern matches nothing.
     """
-    shares = explicit_shares(analysis, options.ratios)
-    protected = {name: reason for name, reason in protection(analysis, options).items() if name not in shares}
+    asked = explicit_shares(analysis, options.ratios)
+    protected = protection(analysis, options, asked)
+    shares = {name: item.share for name, item in asked.items() if name not in protected}
     scores = score(analysis, options.criterion, evidence)
     open_groups = [name for name in scores if name not in protected and name not in shares]
     ranked = in_scope(analysis, {name: scores[name] for name in open_groups}, options.scope)
@@ -150,7 +152,7 @@ def _with_obstacles(error: BudgetError, analysis: Analysis) -> BudgetError:
     """The error with the largest tensors of which no axis may shrink, and why."""
     reasons: dict[str, dict[str, str]] = {}
     for item in analysis.frozen:
-        reasons.setdefault(item.axis.rpartition("[")[0], {})[item.axis] = item.reason
+        reasons.setdefault(item.tensor, {})[item.axis] = item.reason
     whole = [
         (walk.tensor(analysis.program, node).numel(), str(node.target))
         for node in walk.tensor_nodes(analysis.program)

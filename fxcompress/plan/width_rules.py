@@ -1,18 +1,15 @@
-"""Which widths a group may take: alignment, floors, and the shares that a caller fixes by hand."""
+"""Which widths a group may take: alignment, floors, and the nearest to a share that is fixed by hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from fxcompress.analysis.groups import Analysis, Group, Member
 from fxcompress.axes.positions import occurrences
-from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.numerics.saliency import Scores
 from fxcompress.ops.cost import MACS
 from fxcompress.plan.budget import Candidate
-from fxcompress.plan.protection import Names, goes_by
 from fxcompress.plan.prune import Prune
 
 
@@ -74,35 +71,3 @@ def fixed_width(share: float, item: Candidate, statistics: bool) -> tuple[int, i
         if abs(width - wanted) <= TOLERATED * item.size or rung == 1:
             return width, rung
     return item.size, item.step
-
-
-def _holds(group: Group, tensors: frozenset[str]) -> bool:
-    return any(member.tensor in tensors for member in group.members)
-
-
-def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, float]:
-    """By group name, the share that patterns of parameter names remove.
-
-    Raises:
-        InputError: a pattern that matches no prunable group, or two that ask different shares of one.
-    """
-    names = Names(analysis)
-    shares: dict[str, float] = {}
-    for pattern, share in ratios.items():
-        tensors = names.matching(pattern)
-        matched = [
-            group.name for group in analysis.groups if goes_by(group, pattern) or _holds(group, tensors)
-        ]
-        if not matched:
-            raise InputError(
-                f"the pattern {pattern!r} of ratios matches no parameter of a prunable group",
-                hint="patterns are those of fnmatch, on names such as 'layer1.0.conv1.weight'; "
-                "`fxcompress inspect` lists what is frozen",
-            )
-        for name in matched:
-            if shares.setdefault(name, share) != share:
-                raise InputError(
-                    f"ratios asks to remove both {shares[name]} and {share} of the group {name!r}",
-                    hint="coupled layers are one group: `fxcompress inspect` lists the members of each",
-                )
-    return shares

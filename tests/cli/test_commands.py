@@ -15,9 +15,16 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from fxcompress.analysis.groups import analyse
 from fxcompress.cli.main import main
+from fxcompress.graph.archive import save
 from fxcompress.graph.capture import capture
+from fxcompress.passes.loosening import loosened
+from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning import plan_pruning
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.runtime.session import open_session
+from tests.architectures.programs import captured
 from tests.report.test_contents import onnx_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -302,3 +309,34 @@ def test_optimize_in_a_real_process(folder: Path, tmp_path: Path) -> None:
         "INT8" in invoke("inspect", out / "model.onnx").stdout
         or "8-bit" in invoke("inspect", out / "model.onnx").stdout
     )
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "vit.fxc"
+    save(captured("vit_packed"), path)
+    return path
+
+
+def test_inspect_speaks_of_what_pruning_works_on_in_the_users_names(packed: Path) -> None:
+    """The packed projection is split before pruning: its parts are groups of the user's one tensor."""
+    qkv = "blocks.0.attention.qkv.weight"
+    data = json.loads(invoke("inspect", packed, "--json").stdout)
+    sizes = {group["name"]: group["size"] for group in data["groups"]}
+    assert (sizes[f"{qkv}[0][0:64]:1"], sizes[f"{qkv}[0][128:192]:1"]) == (16, 16)
+    told = str(data["groups"]) + str(data["frozen"])
+    assert f"{qkv}_" not in told
+    assert data["prunability"]["params"]["total"] == data["cost"]["params"]
+    path = invoke("inspect", packed, "--why", f"{qkv}[0][128:192]", "blocks.0.attention.proj.weight[1]")
+    assert path.stdout.splitlines()[0] == f"{qkv}[0][128:192]"
+
+
+def test_names_that_inspect_shows_are_those_of_plans_and_options(packed: Path) -> None:
+    """What `inspect` lists can be protected, given a share, and is what a plan prints."""
+    name = "blocks.0.attention.qkv.weight[0][128:192]:1"
+    analysis = analyse(loosened(captured("vit_packed")))
+    plan = plan_pruning(analysis, Prune(ratios={name: 0.5}, block=1), 1)
+    assert {group: len(stay) for group, stay in plan.channels.items()} == {name: 8}
+    assert f"{name}: 16 -> 8" in str(plan)
+    assert PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert plan_pruning(analysis, Prune(0.2, protect=(name,)), 1).protected[name] == "protected by name"

@@ -9,10 +9,10 @@ import torch
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.errors import InputError
 from fxcompress.numerics.saliency import Saliency
+from fxcompress.plan.explicit import explicit_shares
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning import plan_pruning
 from fxcompress.plan.scope import in_scope, kinds_of
-from fxcompress.plan.width_rules import explicit_shares
 from tests.ops.building import Net, aten
 
 
@@ -101,7 +101,8 @@ def test_shares_by_hand_that_contradict_each_other_are_refused() -> None:
     analysis = unequal()
     with pytest.raises(InputError, match=r"both 0\.25 and 0\.5 of the group 'p0\[0\]'"):
         explicit_shares(analysis, {"p0": 0.25, "p1": 0.5})
-    assert explicit_shares(analysis, {"p0": 0.25, "p1": 0.25}) == {"p0[0]": 0.25}
+    asked = explicit_shares(analysis, {"p0": 0.25, "p1": 0.25})
+    assert {name: item.share for name, item in asked.items()} == {"p0[0]": 0.25}
     with pytest.raises(InputError, match="matches no parameter"):
         explicit_shares(analysis, {"layer9.*": 0.25})
 

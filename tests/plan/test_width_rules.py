@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from fxcompress.analysis.groups import Analysis, Group, Member, analyse
 from fxcompress.axes.expression import Axis, product
 from fxcompress.errors import BudgetError, InputError
+from fxcompress.graph import walk
 from fxcompress.graph.capture import capture
+from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan.budget import Candidate
+from fxcompress.plan.explicit import explicit_shares
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning import narrowest_plan, plan_pruning
-from fxcompress.plan.width_rules import candidate, explicit_shares, fixed_width, width_step
+from fxcompress.plan.width_rules import candidate, fixed_width, width_step
 
 
 def group_of(size: int, *positions: int, statistics: tuple[str, ...] = ()) -> Group:
@@ -169,3 +172,95 @@ def test_a_budget_over_fixed_widths_alone_is_checked(analysis: Analysis) -> None
     assert {len(stay) for stay in plan.channels.values()} == {32}
     with pytest.raises(BudgetError, match="asks for 10.0% of the MACs"):
         plan_pruning(analysis, Prune(0.9, ratios=everything), 16)
+
+
+class Stage(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(inputs, width, 1), nn.BatchNorm2d(width)
+        self.mix = nn.utils.parametrizations.weight_norm(nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        return x + torch.relu(self.mix(x))
+
+
+@pytest.fixture(scope="module")
+def stages() -> Analysis:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), Stage(16, 32), Stage(32, 48), nn.Conv2d(48, 4, 1)).eval()
+    return analyse(capture(model, torch.randn(2, 3, 4, 4)))
+
+
+def test_a_group_belongs_to_those_who_make_it(stages: Analysis) -> None:
+    """Adjacent stages may have shares of their own: the second one only reads what the first one makes."""
+    plan = plan_pruning(stages, Prune(ratios={"1.*": 0.25, "2.*": 0.5}), 8)
+    assert {name: len(stay) for name, stay in plan.channels.items()} == {
+        "1.conv.weight[0]": 24,
+        "2.conv.weight[0]": 24,
+    }
+
+
+def test_who_makes_nothing_means_what_it_reads(stages: Analysis) -> None:
+    assert list(explicit_shares(stages, {"3.*": 0.5})) == ["2.conv.weight[0]"]
+    with pytest.raises(InputError, match=r"both 0\.25 and 0\.5 of the group '2\.conv\.weight\[0\]'"):
+        explicit_shares(stages, {"2.conv.*": 0.25, "3.*": 0.5})
+    with pytest.raises(InputError, match=r"both 0\.25 and 0\.5"):
+        explicit_shares(stages, {"2.conv.*": 0.25, "2.mix.*": 0.5})
+    named = explicit_shares(stages, {"2.*": 0.25, "2.conv.weight[0]": 0.5})
+    assert [item.share for item in named.values()] == [0.5]
+
+
+def test_what_is_protected_keeps_what_it_reads(stages: Analysis) -> None:
+    plan = plan_pruning(stages, Prune(0.05, protect=("2.*",)), 8)
+    assert set(plan.channels) == {"0.weight[0]"}
+
+
+class Attention(nn.Module):
+    """Four heads of sixteen, from separate projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 64) for _ in range(3))
+        self.out = nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part(x).unflatten(-1, (4, 16)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.fixture(scope="module")
+def attention() -> Analysis:
+    return analyse(capture(Attention().eval(), torch.randn(2, 5, 8)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "factors", "heads", "width"),
+    [
+        ("query.*", "outer", 2, 16),
+        ("query.*", "inner", 4, 8),
+        ("query.*", "largest", 4, 8),
+        ("query.*", "both", 2, 8),
+        ("query.weight[0]", "outer", 2, 16),
+        ("query.weight[0]:0", "inner", 2, 16),
+        ("query.weight[0]:1", "outer", 4, 8),
+    ],
+)
+def test_a_ratio_is_of_the_factor_that_the_policy_chooses(
+    attention: Analysis, pattern: str, factors: str, heads: int, width: int
+) -> None:
+    """Half of an attention is half of its heads or half of their width, not a quarter of it."""
+    plan = plan_pruning(attention, Prune(ratios={pattern: 0.5}, factors=factors, block=1), 1)
+    pruned = PruneChannels(plan).run(attention.program).program
+    assert walk.tensor(pruned, "query.weight").shape == (heads * width, 8)
+    assert walk.tensor(pruned, "value.weight").shape == (heads * 16, 8)
+    assert len(plan.channels.get("query.weight[0]:0", range(4))) == heads
+    assert plan.after.macs < plan.before.macs
+
+
+def test_the_rival_of_a_factor_that_was_asked_for_is_not_ranked(attention: Analysis) -> None:
+    ratios = {"query.weight[0]:0": 0.5}
+    plan = plan_pruning(attention, Prune(0.5, ratios=ratios, factors="largest", block=1), 1)
+    assert set(plan.channels) == {"query.weight[0]:0"}
