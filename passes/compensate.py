@@ -7,7 +7,8 @@ layer) hands over. Layers are visited in graph order; each is a ridge regression
 its inputs (`numerics.least_squares`). The damping is chosen per output channel on samples that no fit sees,
 and a channel that is not better off on them stays as it is. Where a layer's output enters a sum (a residual
 stream), what the *sum* lacks is fitted, so that errors of earlier blocks are made up for too. A layer without
-a bias before a batch norm corrects through the running mean; nothing is added to the graph.
+a bias before a batch norm corrects through the running mean; nothing is added to the graph. Where masks were
+applied to the program, weights that are zero stay zero.
 
 The asymmetric target and that of residual sums are He et al., "Channel Pruning for Accelerating Very Deep
 Neural Networks" (2017); Luo et al., "ThiNet" (2017), re-fit the kept channels likewise. No labels are read.
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fxcompress.analysis.gram import SideBySide
@@ -33,6 +35,7 @@ from fxcompress.numerics.least_squares import Fit, Moments, best_fit
 from fxcompress.passes.contract import Decline, Outcome
 from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
+from fxcompress.plan.sparsity import STATEMENT
 
 DAMPINGS = (1e-4, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, float("inf"))
 """Penalties on a change that are tried, relative to the mean square of an input; infinite: the bias alone."""
@@ -102,7 +105,7 @@ class Compensate:
         declined = [Decline(item.node.name, item.reason, walk.source(item.node)) for item in refusals]
         changed = []
         for site in found:
-            line = _refit(run, site)
+            line = _refit(run, site, masked=STATEMENT in program.notes)
             if line is None:
                 declined.append(Decline(site.node.name, _NO_GAIN, walk.source(site.node)))
             else:
@@ -126,7 +129,7 @@ def _worse(before: float, after: float) -> str:
     )
 
 
-def _refit(run: SideBySide, site: Site) -> str | None:
+def _refit(run: SideBySide, site: Site, *, masked: bool) -> str | None:
     """Correct one layer in place; returns what it gained, None where it stays as it is."""
     run.go(site)
     fitted, judged = run.moments(site)
@@ -139,6 +142,9 @@ def _refit(run: SideBySide, site: Site) -> str | None:
         )
     dampings = COARSE if fitted.xx.shape[1] >= WIDE else DAMPINGS
     fit = best_fit(fitted, judged, dampings, intercept=site.bias is not None)
+    if masked:
+        stored = site.form.matrix(walk.tensor(run.pruned.program, site.form.weight).detach())
+        fit = Fit(torch.where(stored == 0, 0.0, fit.weight), fit.bias)
     before, after = (_total(judged, made, site) for made in (None, fit))
     if not after < before:
         return None

@@ -17,10 +17,13 @@ from fxcompress.graph import walk
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.graph.wellformed import well_formed
+from fxcompress.passes.apply_masks import ApplyMasks
 from fxcompress.passes.compensate import Compensate, Compensated
 from fxcompress.passes.loosening import loosened
 from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.plan.masking import plan_sparsity
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
+from fxcompress.plan.sparsity import Sparsify
 from tests.passes.models import Apply, Chain
 from tests.passes.packed import Packed, timm
 
@@ -157,6 +160,18 @@ def test_it_is_deterministic_and_keeps_dtypes() -> None:
 
 def reasons(outcome: Compensated) -> dict[str, str]:
     return {site.site: site.reason for site in outcome.declined}
+
+
+def test_weights_that_a_mask_zeroed_stay_zero() -> None:
+    dense = captured(Redundant(), 4, 2, 6, 6)
+    program = ApplyMasks(plan_sparsity(dense, Sparsify(ratio=0.1))).run(dense).program
+    pruned, outcome = compensated(program, data(12, 16, 2, 6, 6))
+    assert outcome.changed
+    assert outcome.after < outcome.before
+    after = dict(outcome.program.module.named_parameters())
+    for name, weight in pruned.module.named_parameters():
+        if weight.dim() > 1:
+            assert not after[name][weight == 0].any()
 
 
 def test_a_shared_weight_is_declined() -> None:
