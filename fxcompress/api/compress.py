@@ -17,6 +17,7 @@ from fxcompress.analysis.saliency import unspoken
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import plan_removal
 from fxcompress.api.request import Request
+from fxcompress.api.thinning import shortened, sparsified
 from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.inputs import bind
@@ -78,23 +79,26 @@ class _Pruned:
 def compress(request: Request, original: Program, journal: Journal) -> Compressed:
     """Prune, fold and quantize as the request asks; the original stays as it is."""
     refuse_random(original)
-    pruned = _pruned(request, journal.apply_all(request.recipe.before, original), journal)
-    deployed = journal.apply_all(request.recipe.after, pruned.program)
+    start = journal.apply_all(request.recipe.before, original)
+    shorter, proofs, left_out = shortened(request, start, journal)
+    pruned = _pruned(request, shorter, journal)
+    trainable, zeroed = sparsified(request, pruned.program, journal)
+    deployed = journal.apply_all(request.recipe.after, trainable)
     samples, calibration = _samples(original, request.calibration)
     quantized, quantization = _quantized(request, deployed, calibration, journal)
-    notes = (*pruned.notes, *_uncounted(original), *_notes(pruned.plan, quantization))
+    notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, quantization))
     if quantized is deployed:
         quantized = quantization = None
     return Compressed(
         original,
         pruned.analysis,
-        pruned.program,
+        trainable,
         deployed,
         quantized,
         pruned.plan,
         quantization,
         samples,
-        pruned.proofs,
+        (*proofs, *pruned.proofs),
         notes,
         pruned.latency,
     )

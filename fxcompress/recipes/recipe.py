@@ -11,9 +11,11 @@ from fxcompress.passes.fold_parameters import FoldParameters
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.pipeline import Stage
+from fxcompress.plan.depth import Depth
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
+from fxcompress.plan.sparsity import Sparsify
 from fxcompress.recipes.writing import toml_of
 
 LOSSLESS: tuple[Stage, ...] = (
@@ -23,13 +25,16 @@ LOSSLESS: tuple[Stage, ...] = (
 )
 """What every deployed program goes through; it computes what it did before, up to rounding."""
 
-Step: TypeAlias = Stage | Prune | PruningPlan | Quantize
+Step: TypeAlias = Stage | Depth | Prune | PruningPlan | Sparsify | Quantize
 """A stage of a recipe: a pass, the options of a decision that a pass then carries out, or its outcome."""
 
-_DECISIONS = (Prune, PruningPlan, Quantize)
+_THINNING = (Depth, Prune, PruningPlan, Sparsify)
+_DECISIONS = (*_THINNING, Quantize)
 
 VOCABULARY: Mapping[str, type[Any]] = {
+    "depth": Depth,
     "prune": Prune,
+    "sparsify": Sparsify,
     "remove-identities": RemoveIdentities,
     "fold-parameters": FoldParameters,
     "fuse-batch-norm": FuseBatchNorm,
@@ -37,7 +42,9 @@ VOCABULARY: Mapping[str, type[Any]] = {
 }
 """By their spelling in a recipe, the stages; their fields are those of the dataclass."""
 
-_USERS_NAMES = "a pruning plan is stated in the parameters of your model, which {} replaces"
+_USERS_NAMES = "{} is planned in the parameters of your model, which {} replaces"
+_THIN_ORDER = ("depth", "prune", "sparsify")
+"""One after the other: blocks that go need no pruning, channels that go need no masks."""
 _INTEGERS = "after quantize the weights are integers, which {} cannot edit"
 
 
@@ -86,19 +93,29 @@ class Recipe:
         return next((step for step in self.steps if isinstance(step, PruningPlan)), None)
 
     @property
+    def depth(self) -> Depth | None:
+        """How the recipe leaves out residual blocks, if it does."""
+        return next((step for step in self.steps if isinstance(step, Depth)), None)
+
+    @property
+    def sparsify(self) -> Sparsify | None:
+        """How the recipe zeroes single weights, if it does."""
+        return next((step for step in self.steps if isinstance(step, Sparsify)), None)
+
+    @property
     def quantize(self) -> Quantize | None:
         """How the recipe quantizes, if it does."""
         return next((step for step in self.steps if isinstance(step, Quantize)), None)
 
     @property
     def before(self) -> tuple[Stage, ...]:
-        """The passes that run before pruning; none where nothing is pruned."""
-        pruned = next((i for i, step in enumerate(self.steps) if isinstance(step, Prune | PruningPlan)), 0)
-        return tuple(step for step in self.steps[:pruned] if not isinstance(step, _DECISIONS))
+        """The passes that run before blocks, channels or weights go; none where nothing goes."""
+        first = next((i for i, step in enumerate(self.steps) if isinstance(step, _THINNING)), 0)
+        return tuple(step for step in self.steps[:first] if not isinstance(step, _DECISIONS))
 
     @property
     def after(self) -> tuple[Stage, ...]:
-        """The passes that run after pruning, which is before quantization."""
+        """The passes that run after that, which is before quantization."""
         passes = [step for step in self.steps if not isinstance(step, _DECISIONS)]
         return tuple(passes[len(self.before) :])
 
@@ -137,14 +154,29 @@ def order_fault(steps: Sequence[Step]) -> Fault | None:
     seen: list[str] = []
     for index, step in enumerate(steps):
         name = spelling(step)
-        if name in ("prune", "quantize") and name in seen:
-            hint = "run optimize again on result.trainable" if name == "prune" else "leave the second one out"
+        if name in (*_THIN_ORDER, "quantize") and name in seen:
+            again = name != "quantize"
+            hint = "run optimize again on result.trainable" if again else "leave the second one out"
             return Fault(index, f"a recipe has one {name}, this is the second", hint)
         if "quantize" in seen:
             return Fault(index, _INTEGERS.format(name), f"put {name} before quantize")
-        if name == "prune":
-            early = next((item for item in seen if item in ("fold-parameters", "fuse-batch-norm")), None)
-            if early is not None:
-                return Fault(index, _USERS_NAMES.format(early), f"put prune before {early}")
+        if name in _THIN_ORDER and (fault := _thinning_fault(index, name, seen)):
+            return fault
         seen.append(name)
+    return None
+
+
+def _thinning_fault(index: int, name: str, seen: Sequence[str]) -> Fault | None:
+    """Why blocks, channels or weights cannot be chosen after these stages."""
+    early = next((item for item in seen if item in ("fold-parameters", "fuse-batch-norm")), None)
+    if early is not None:
+        return Fault(index, _USERS_NAMES.format(name, early), f"put {name} before {early}")
+    others = [item for item in seen if item in _THIN_ORDER]
+    late = next((item for item in others if _THIN_ORDER.index(item) > _THIN_ORDER.index(name)), None)
+    if late is not None:
+        return Fault(
+            index, f"{name} after {late} would undo or repeat its choice", f"put {name} before {late}"
+        )
+    if others and seen[-1] not in _THIN_ORDER:
+        return Fault(index, f"{name} follows {others[-1]} directly", f"put {seen[-1]} after {name}")
     return None

@@ -118,6 +118,8 @@ def test_what_a_file_cannot_spell_is_refused_when_written() -> None:
 
 
 PRUNE = '[[pass]]\nname = "prune"\n'
+SPARSIFY = '[[pass]]\nname = "sparsify"\n'
+DEPTH = '[[pass]]\nname = "depth"\n'
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,17 @@ PRUNE = '[[pass]]\nname = "prune"\n'
             "the parameters of your model, which fuse-batch-norm replaces",
             "put prune before fuse-batch-norm",
         ),
+        (SPARSIFY + PRUNE, 3, "prune after sparsify", "put prune before sparsify"),
+        (PRUNE + DEPTH, 3, "depth after prune", "put depth before prune"),
+        (SPARSIFY + SPARSIFY, 3, "this is the second", "result.trainable"),
+        (
+            PRUNE + '[[pass]]\nname = "remove-identities"\n' + SPARSIFY,
+            5,
+            "sparsify follows prune directly",
+            "put remove-identities after sparsify",
+        ),
+        (SPARSIFY + 'pattern = "4:2"', 3, "pattern='4:2'", "2:4"),
+        (DEPTH + "protect = 3", 3, "'protect' is 3", "a list of texts"),
     ],
 )
 def test_faults_name_the_line_and_what_to_do(text: str, place: int, message: str, hint: str) -> None:
@@ -238,3 +251,48 @@ def test_the_command_line_takes_recipes(tmp_path: Path, net: Any, monkeypatch: A
     refused = CliRunner().invoke(main, ["optimize", "net.fxc", "-o", "out2", "--recipe", "bad.toml"])
     assert refused.exit_code == 1
     assert "bad.toml:3:" in refused.stderr
+
+
+class Residual(nn.Module):
+    """Three blocks around one stream; the second one hardly contributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+        with torch.no_grad():
+            self.blocks[1].weight *= 1e-3
+            self.blocks[1].bias *= 1e-3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + torch.relu(block(x))
+        return self.head(x)
+
+
+def test_blocks_channels_and_weights_go_in_one_call() -> None:
+    """Depth, then channels, then 2:4 masks: each planned on what is left, proven, and told in the report."""
+    prune = PRUNE + 'block = 4\n[pass.ratios]\n"stem.*" = 0.5\n'
+    recipe = read_recipe(f'{DEPTH}ratio = 0.2\n{prune}{SPARSIFY}pattern = "2:4"')
+    data = [torch.randn(8, 6) for _ in range(3)]
+    result = fxcompress.optimize(Residual().eval(), data[0], recipe=recipe, calibration=data)
+    names = [proof.name for proof in result.report.proofs]
+    assert names[:2] == ["skipped-equivalence", "masked-equivalence"]
+    assert "float-parity" in names
+    tensors = dict(result.trainable.module.named_parameters())
+    assert "blocks.1.weight" not in tensors
+    assert tensors["blocks.0.weight"].shape[0] == 8
+    weight = tensors["blocks.2.weight"].detach()
+    assert int((weight.reshape(weight.shape[0], -1, 4) == 0).sum(-1).min()) >= 2
+    assert any("residual blocks are left out" in note for note in result.report.notes)
+    assert any("dense kernels run no faster" in note for note in result.report.notes)
+
+
+def test_depth_needs_data_that_can_be_read_again() -> None:
+    for data in (None, iter([torch.randn(8, 6)])):
+        with pytest.raises(InputError, match="depth needs calibration data"):
+            fxcompress.optimize(
+                Residual().eval(), torch.randn(8, 6), recipe=read_recipe(DEPTH), calibration=data
+            )
