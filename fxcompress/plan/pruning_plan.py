@@ -8,6 +8,7 @@ plan.save("plan.json"); PruneChannels(PruningPlan.load("plan.json")).run(program
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +67,7 @@ class PruningPlan:
                     "not have",
                     hint="apply a plan to the program that it was made for",
                 )
-            _check_choice(group, stay)
-            found[group.axis] = np.asarray(stay, dtype=np.int64)
+            found[group.axis] = np.asarray(_choice(group, stay), dtype=np.int64)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class PruningPlan:
             group = analysis.group(name)
             merged.pop(group.name, None)
             if stay is not None:
-                merged[group.name] = tuple(stay)
+                merged[group.name] = _choice(group, stay)
         protected = {name: reason for name, reason in self.protected.items() if name not in merged}
         relaxed = {
             name: step for name, step in self.relaxed.items() if merged.get(name) == self.channels.get(name)
@@ -182,18 +182,17 @@ def _read(data: Mapping[str, Mapping[str, Iterable[int]]]) -> dict[str, dict[int
 
 def make_plan(
     analysis: Analysis,
-    channels: Mapping[str, tuple[int, ...]],
+    channels: Mapping[str, Iterable[int]],
     protected: Mapping[str, str] | None = None,
     relaxed: Mapping[str, int] | None = None,
 ) -> PruningPlan:
     """A plan from explicit choices: by group name, the indices that stay."""
     groups = {name: analysis.group(name) for name in channels}
-    indices = {groups[name].axis: np.asarray(stay, dtype=np.int64) for name, stay in channels.items()}
-    for name, stay in channels.items():
-        _check_choice(groups[name], stay)
+    chosen = {name: _choice(groups[name], stay) for name, stay in channels.items()}
+    indices = {groups[name].axis: np.asarray(stay, dtype=np.int64) for name, stay in chosen.items()}
     of_user, of_copies = stated(analysis.program, _kept(analysis, indices))
     return PruningPlan(
-        channels={groups[name].name: tuple(stay) for name, stay in channels.items()},
+        channels={groups[name].name: stay for name, stay in chosen.items()},
         sizes={group.name: group.size for group in groups.values()},
         kept=of_user,
         protected=dict(protected or {}),
@@ -213,13 +212,21 @@ def stated(program: Program, kept: Kept) -> tuple[Kept, Kept]:
     return dict(sorted(of_user.items())), dict(sorted(of_copies.items()))
 
 
-def _check_choice(group: Group, stay: tuple[int, ...]) -> None:
-    if not stay or sorted(set(stay)) != list(stay) or not 0 <= stay[0] <= stay[-1] < group.size:
+def _choice(group: Group, stay: Iterable[int]) -> tuple[int, ...]:
+    """The indices that stay of a group, as plain integers; raises InputError for what is no choice."""
+    listed: Any = stay
+    try:
+        listed = list(stay)
+        chosen = tuple(operator.index(place) for place in listed)
+    except TypeError:
+        chosen = ()
+    if not chosen or sorted(set(chosen)) != list(chosen) or not 0 <= chosen[0] <= chosen[-1] < group.size:
+        shown = listed[:8] if isinstance(listed, list) else listed
         raise InputError(
-            f"group {group.name!r} has {group.size} indices; {list(stay)[:8]} is not an ascending "
-            "choice of them",
+            f"group {group.name!r} has {group.size} indices; {shown} is not an ascending choice of them",
             hint="list at least one index, each once, in ascending order",
         )
+    return chosen
 
 
 def _kept(analysis: Analysis, indices: Mapping[Axis, Indices]) -> dict[str, dict[int, tuple[int, ...]]]:
