@@ -19,7 +19,7 @@ from fxcompress.axes.expression import Axis, Dim
 from fxcompress.axes.positions import width
 from fxcompress.graph.walk import hint
 from fxcompress.ops.arguments import arguments
-from fxcompress.ops.dimensions.layout import bounds, rolled
+from fxcompress.ops.dimensions.layout import bounds, rolled, split_place
 from fxcompress.ops.dimensions.normalisation import reduced_places
 from fxcompress.ops.dimensions.space import Space
 
@@ -172,15 +172,15 @@ def _attention(resizing: Resizing, node: Node) -> Change | None:
 
 def _split(resizing: Resizing, node: Node) -> Change | None:
     """Equal pieces may become unequal: every form becomes `split_with_sizes`."""
-    bound = arguments(node)
     several = resizing.space.values[node]
     assert isinstance(several, list)
-    place = bound["dim"] % len(several[0])
+    place = split_place(node, len(several[0]))
     sizes = [resizing.after(dims[place]) for dims in several]
     if sizes == [dims[place].size for dims in several]:
         return None
     return Change(
-        {"self": bound["self"], "split_sizes": sizes, "dim": bound["dim"]}, aten.split_with_sizes.default
+        {"self": node.all_input_nodes[0], "split_sizes": sizes, "dim": place},
+        aten.split_with_sizes.default,
     )
 
 
@@ -292,6 +292,15 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
             aten.chunk.default,
             aten.tensor_split.sections,
             aten.tensor_split.indices,
+            aten.unsafe_split.Tensor,
+            aten.unsafe_split_with_sizes.default,
+            aten.unsafe_chunk.default,
+            aten.hsplit.int,
+            aten.hsplit.array,
+            aten.vsplit.int,
+            aten.vsplit.array,
+            aten.dsplit.int,
+            aten.dsplit.array,
         ),
     ),
     (_slice, (aten.slice.Tensor, aten.slice_scatter.default)),

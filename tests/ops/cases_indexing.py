@@ -45,6 +45,20 @@ def gathered_in_part(net: Net) -> fx.Node:
     return net.read(net(aten.gather.default, net(aten.tanh.default, x), 1, ids))
 
 
+@case(6, 5)
+def taken_along_rows(net: Net) -> tuple[fx.Node, ...]:
+    """The other dimensions of the index are broadcast over the channels, or are theirs; without a dimension
+    everything is one row.
+    """
+    x, y = net.features(4, width=6), net.features(4, width=5)
+    ids = net.buffer(torch.tensor([2, 0, 3]).reshape(1, 3, 1))
+    rows = net(aten.take_along_dim.default, net(aten.tanh.default, x), ids, 1)
+    mine = net(aten.take_along_dim.default, y, net(aten.argsort.default, y, 1), -2)
+    flat = net(aten.take_along_dim.default, net.channels(7), numbers(net, 3, 0, 5))
+    channels = net(aten.take_along_dim.default, net.channels(8), net.buffer(torch.tensor([[0, 3, 1]])), 1)
+    return net.read(rows), net.read(mine), net.read(net(aten.unsqueeze.default, flat, 1)), net.read(channels)
+
+
 @case(6)
 def scattered_rows(net: Net) -> fx.Node:
     """Added, written, reduced: to rows named by number."""

@@ -185,6 +185,42 @@ def tensor_split_at_indices(net: Net) -> fx.Node:
     return net.read(net(aten.cat.default, [net.item(pieces, 1), net.item(pieces, 0)], 1))
 
 
+@case(4, 3, 3, 2, 3)
+def unsafe_splits(net: Net) -> tuple[fx.Node, ...]:
+    """Pieces that may be written to; equal ones become unequal."""
+    halves = net(aten.unsafe_chunk.default, net.channels(8, 3), 2, 1)
+    equal = net(aten.unsafe_split.Tensor, net.features(4, width=6), 3, -1)
+    sizes = net(aten.unsafe_split_with_sizes.default, net.channels(5, 2), [3, 2], 1)
+    gate = net(aten.sigmoid.default, net.item(halves, 1))
+    return (
+        net.read(net(aten.mul.Tensor, net.item(halves, 0), gate)),
+        net.read(net(aten.cat.default, [net.item(equal, 1), net.item(equal, 0)], 2)),
+        net.read(net(aten.cat.default, [net.item(sizes, 1), net.item(sizes, 0)], 1)),
+    )
+
+
+@case(2, 2, 2, 3, 3, 4, 4, 2, 5, 2, 7, 2, 3)
+def splits_by_the_name_of_a_dimension(net: Net) -> tuple[fx.Node, ...]:
+    """The second dimension of what has several, the first, the third."""
+    x, y = net.channels(6), net(aten.transpose.int, net.channels(6), 0, 1)
+    wide = net(aten.hsplit.int, x, 3)
+    tall = net(aten.vsplit.int, net(aten.tanh.default, y), 2)
+    deep = net(aten.dsplit.int, net.features(3, width=8), 2)
+    cut = net(aten.dsplit.array, net.features(3, width=7), [2])
+    top = net(aten.vsplit.array, net(aten.transpose.int, net.channels(5), 0, 1), [3])
+    left = net(aten.hsplit.array, net.channels(9, 2), [2])
+    return (
+        net.read(net(aten.cat.default, [net.item(wide, place) for place in (2, 0, 1)], 1)),
+        net.read(
+            net(aten.transpose.int, net(aten.cat.default, [net.item(tall, 1), net.item(tall, 0)]), 0, 1)
+        ),
+        net.read(net(aten.cat.default, [net.item(deep, 1), net.item(deep, 0)], 2)),
+        net.read(net(aten.cat.default, [net.item(cut, 1), net.item(cut, 0)], 2)),
+        net.read(net(aten.cat.default, [net.item(left, 1), net.item(left, 0)], 1)),
+        net.read(net(aten.transpose.int, net(aten.cat.default, [net.item(top, 1), net.item(top, 0)]), 0, 1)),
+    )
+
+
 @case(5)
 def unbind_in_the_middle(net: Net) -> fx.Node:
     """What is taken apart stays; the other dimension goes."""

@@ -117,3 +117,42 @@ def grids(net: Net) -> fx.Node:
     y = net(aten.add.Tensor, y, net(aten.ger.default, a, b))
     y = net(aten.matmul.default, net(aten.ravel.default, y), net.parameter(24, 3))
     return net(aten.mul.Tensor, net.input(3), y)
+
+
+@case(5, 6)
+def order_statistics(net: Net) -> tuple[fx.Node, ...]:
+    """Counted off along time, every channel for itself; along the channels, which then stay."""
+    x, y = net.features(5, width=6), net.channels(5, 4)
+    kept = net(aten.kthvalue.default, x, 2, 1, True)
+    kept = net(aten.mul.Tensor, net.item(kept, 0), net(aten.to.dtype, net.item(kept, 1), torch.float32))
+    several = net(aten.quantile.default, x, net.buffer(torch.tensor([0.2, 0.7])), 1)
+    several = net(aten.permute.default, several, [1, 0, 2])
+    one = net(aten.nanquantile.scalar, y, 0.4, 2, interpolation="nearest")
+    wide = net(aten.nanquantile.default, net.channels(7), net.buffer(torch.tensor([0.5])), 1)
+    return (
+        net.read(kept),
+        net.read(several),
+        net.read(one),
+        net.read(net(aten.unsqueeze.default, net.item(net(aten.kthvalue.default, net.channels(8), 3), 0), 1)),
+        net.read(net(aten.quantile.scalar, net.channels(9), 0.5, 1, True)),
+        net.read(net(aten.permute.default, wide, [1, 0])),
+    )
+
+
+@case(6, 4)
+def squares_from_their_diagonals(net: Net) -> tuple[fx.Node, ...]:
+    """Rows go with columns, wherever they are put, but not beside the main diagonal."""
+    x, y = net.features(3, width=6), net.features(width=4)
+    wide = net(aten.diag_embed.default, net(aten.tanh.default, x), 0, -1, 1)
+    both = net(aten.add.Tensor, net(aten.diag_embed.default, y), net(aten.unsqueeze.default, y, 1))
+    beside = net(aten.diag_embed.default, net.features(width=5), 1)
+    return net.read(net(aten.tanh.default, wide)), net.read(both), net.read(beside)
+
+
+@case(4)
+def areas(net: Net) -> fx.Node:
+    """Cross products: three components stay, the points they are taken at go."""
+    x = net(aten.reshape.default, net.features(width=12), [2, 4, 3])
+    y = net(aten.linalg_cross.default, net(aten.tanh.default, x), x, dim=2)
+    z = net(aten.cross.default, y, net.parameter(1, 1, 3))
+    return net.read(net(aten.cross.default, z, net(aten.sigmoid.default, x), -1))

@@ -115,11 +115,13 @@ def test_several_results_read_at_once() -> None:
 
 
 WITHOUT_RULE = {
-    "kthvalue": lambda net, x: net.item(net(aten.kthvalue.default, x, 2, 1, True), 0),
+    "kron": lambda net, x: net(aten.kron.default, x, net.buffer(torch.ones(1, 2))),
     "renorm": lambda net, x: net(aten.renorm.default, x, 2, 1, 1.0),
     "qr": lambda net, x: net.item(net(aten.linalg_qr.default, net(aten.t.default, x)), 1),
-    "take_along_dim": lambda net, x: net(aten.take_along_dim.default, x, net.buffer(torch.tensor([[0]])), 1),
-    "diagonal": lambda net, x: net(aten.diag_embed.default, x),
+    "chain": lambda net, x: net(aten.linalg_multi_dot.default, [net.input(2), x, net.parameter(6, 2)]),
+    "masked_scatter": lambda net, x: net(
+        aten.masked_scatter.default, x, net(aten.gt.Scalar, x, 0), net.parameter(12)
+    ),
     "strided": lambda net, x: net(aten.as_strided.default, x, [2, 3], [6, 2]),
     "bucketize": lambda net, x: net(aten.bucketize.Tensor, x, net.buffer(torch.tensor([-0.5, 0.0, 0.5]))),
 }

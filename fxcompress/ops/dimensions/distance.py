@@ -1,4 +1,4 @@
-"""Distances and angles: the dimension that is summed over is tagged, since removal changes the result."""
+"""Distances, angles, areas: a dimension that is summed over is tagged, since removal changes the result."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ def cdist(space: Space, node: Node) -> Value:
     space.unify(node, x[-1], y[-1])
     normalise_over(x[-1], node.name)
     return (*space.broadcast(node, [x[:-2], y[:-2]]), x[-2], y[-2])
+
+
+def cross(space: Space, node: Node) -> Value:
+    """The product of vectors of three: those stay, everything else is broadcast."""
+    bound = arguments(node)
+    x, y = space.of(bound["self"]), space.of(bound["other"])
+    result = space.broadcast(node, [x, y])
+    threes = [place for place, dim in enumerate(result) if dim.size == 3]
+    place = threes[0] if bound["dim"] is None else bound["dim"] % len(result)
+    space.freeze(node, (x[place], y[place]), "components of a vector")
+    return result
 
 
 def similarity(space: Space, node: Node) -> Value:

@@ -104,6 +104,21 @@ def gather(space: Space, node: Node) -> Value:
     return ids
 
 
+def take_along_dim(space: Space, node: Node) -> Value:
+    """`gather` whose other dimensions are broadcast; without a dimension, of everything in one row."""
+    bound = arguments(node)
+    x, ids = space.of(bound["self"]), space.of(bound["indices"])
+    if bound["dim"] is None:
+        space.freeze(node, (*x, *ids), _ROWS)
+        return space.fixed(node, hints(node.meta["val"]), _ROWS)
+    place = bound["dim"] % len(x)
+    space.freeze(node, (x[place], ids[place]), _ROWS)
+    beside = [(*dims[:place], space.unit(node), *dims[place + 1 :]) for dims in (x, ids)]
+    result = list(space.broadcast(node, beside))
+    result[place] = ids[place]
+    return tuple(result)
+
+
 def scatter(space: Space, node: Node) -> Value:
     """A tensor with v[.., M, ..] written, or added, at ids[.., M, ..] along one dimension."""
     bound = arguments(node)

@@ -114,12 +114,11 @@ def stack(space: Space, node: Node) -> Value:
 
 
 def split(space: Space, node: Node) -> Value:
-    """`split`, `split_with_sizes`, `chunk`, `tensor_split`: consecutive pieces, their sizes read off the
-    results.
+    """`split`, `split_with_sizes`, `chunk`, `tensor_split`, `hsplit`: consecutive pieces, their sizes read
+    off the results.
     """
-    bound = arguments(node)
-    dims = space.of(bound["self"])
-    place = bound["dim"] % len(dims)
+    dims = space.of(node.all_input_nodes[0])
+    place = split_place(node, len(dims))
     sizes = [hint(value.shape[place]) for value in node.meta["val"]]
     if sum(sizes) != dims[place].size:
         space.freeze(node, dims[place], "split into a varying number of pieces")
@@ -127,6 +126,14 @@ def split(space: Space, node: Node) -> Value:
     else:
         pieces = space.split(node, dims[place], sizes)
     return [(*dims[:place], piece, *dims[place + 1 :]) for piece in pieces]
+
+
+def split_place(node: Node, rank: int) -> int:
+    """The dimension that a `split` cuts, or that the name says: `hsplit` the second, `vsplit`, `dsplit`."""
+    named = arguments(node).get("dim")
+    if named is None:
+        named = {"hsplit": min(1, rank - 1), "vsplit": 0, "dsplit": 2}[str(node.target).split(".")[1]]
+    return int(named) % rank
 
 
 def unbind(space: Space, node: Node) -> Value:
@@ -297,6 +304,21 @@ def diagonal(space: Space, node: Node) -> Value:
         return (*rest, first)
     space.freeze(node, (first, second), "positions compared with each other")
     return (*rest, *space.fixed(node, hints(node.meta["val"])[-1:], "a diagonal"))
+
+
+def diag_embed(space: Space, node: Node) -> Value:
+    """x[.., N] => y[.., N, N], zero but on the main diagonal; beside it, the positions stay."""
+    bound = arguments(node)
+    *rest, last = space.of(bound["self"])
+    sizes = hints(node.meta["val"])
+    first, second = sorted((bound["dim1"] % len(sizes), bound["dim2"] % len(sizes)))
+    both: Dims = (last, last)
+    if bound["offset"] != 0:
+        space.freeze(node, last, "laid beside the main diagonal")
+        both = space.fixed(node, (sizes[first], sizes[second]), "laid beside the main diagonal")
+    rest.insert(first, both[0])
+    rest.insert(second, both[1])
+    return tuple(rest)
 
 
 def view_as_complex(space: Space, node: Node) -> Value:

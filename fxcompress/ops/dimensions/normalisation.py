@@ -148,6 +148,28 @@ def ordered_reduction(space: Space, node: Node) -> Value:
     return reduction(space, node)
 
 
+def kth_value(space: Space, node: Node) -> Value:
+    """The k-th smallest of a dimension and where it is: a count of positions, which stay."""
+    bound = arguments(node)
+    x = space.of(bound["self"])
+    if x:
+        space.freeze(node, x[bound["dim"]], "its order matters")
+    return reduction(space, node)
+
+
+def quantile(space: Space, node: Node) -> Value:
+    """Quantiles over a dimension, which stays; several of them come first."""
+    bound = arguments(node)
+    x, wanted = space.of(bound["self"]), bound["q"]
+    for place in reduced_places(bound["dim"], len(x)):
+        space.freeze(node, x[place], "its order matters")
+    rest = reduction(space, node)
+    assert isinstance(rest, tuple)
+    first = space.of(wanted) if isinstance(wanted, Node) else ()
+    space.freeze(node, first, "several quantiles")
+    return (*first, *rest)
+
+
 def reduced_places(dim: int | list[int] | None, rank: int) -> set[int]:
     """The non-negative positions of the reduced dimensions; an empty list or None means all."""
     if dim is None or dim == []:

@@ -53,6 +53,8 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
         "norm.ScalarOpt_dim norm.Scalar max min any any.dim all all.dim std_mean.dim std_mean.correction "
         "var_mean.dim nanmean nansum linalg_norm aminmax count_nonzero.dim_IntList",
     ),
+    (normalisation.kth_value, "kthvalue"),
+    (normalisation.quantile, "quantile quantile.scalar nanquantile nanquantile.scalar"),
     (normalisation.ordered_reduction, "max.dim min.dim argmax argmin median.dim nanmedian.dim mode"),
     (
         normalisation.pooling,
@@ -80,6 +82,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (indexing.index_select, "index_select"),
     (indexing.index_write, "index_add index_copy index_fill.int_Scalar index_reduce"),
     (indexing.gather, "gather"),
+    (indexing.take_along_dim, "take_along_dim"),
     (
         indexing.scatter,
         "scatter.src scatter.value scatter.reduce scatter.value_reduce scatter_add scatter_reduce.two",
@@ -93,6 +96,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (windows.grid_sampler, "grid_sampler grid_sampler_2d grid_sampler_3d"),
     (windows.affine_grid, "affine_grid_generator"),
     (distance.cdist, "cdist _cdist_forward"),
+    (distance.cross, "cross linalg_cross"),
     (distance.similarity, "cosine_similarity pairwise_distance"),
     (
         layout.reshape,
@@ -112,7 +116,9 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     (layout.stack, "stack"),
     (
         layout.split,
-        "split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices",
+        "split.Tensor split.sizes split_with_sizes chunk tensor_split.sections tensor_split.indices "
+        "unsafe_split.Tensor unsafe_split_with_sizes unsafe_chunk hsplit.int hsplit.array vsplit.int "
+        "vsplit.array dsplit.int dsplit.array",
     ),
     (layout.unbind, "unbind.int"),
     (layout.select, "select.int"),
@@ -127,6 +133,7 @@ _FAMILIES: tuple[tuple[Rule, str], ...] = (
     ),
     (layout.roll, "roll"),
     (layout.diagonal, "diagonal"),
+    (layout.diag_embed, "diag_embed"),
     (layout.view_as_complex, "view_as_complex"),
     (layout.view_as_real, "view_as_real"),
     (layout.channel_shuffle, "channel_shuffle native_channel_shuffle"),
