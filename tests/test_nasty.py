@@ -157,9 +157,8 @@ def test_pruned_and_lowered(name: str) -> None:
 
 
 @tiered(lambda name: False, lambda nasty: nasty.sizes)
-@pytest.mark.parametrize("seed", [3, 4])
-def test_the_pruned_module_is_a_model(name: str, seed: int) -> None:
+def test_the_pruned_module_is_a_model(name: str) -> None:
     """It is captured again like any other, and computes the same."""
-    pruned, inputs = pruned_and_proven(name, seed), NASTY[name].example()
+    pruned, inputs = pruned_and_proven(name, 3), NASTY[name].example()
     again = capture(pruned.module, inputs)
     assert largest_difference(call(again, inputs), call(pruned, inputs)) < 1e-6  # float32
