@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.architectures.catalog import CATALOG, LIBRARY
 
-_NASTY = ("nasty_attention", "nasty_convolution", "nasty_layout", "nasty_recurrent")
+_NASTY = ("nasty_attention", "nasty_convolution", "nasty_space", "nasty_layout", "nasty_recurrent")
 
 
 @dataclass(frozen=True)
