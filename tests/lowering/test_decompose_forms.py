@@ -57,8 +57,7 @@ def test_distances(p: float) -> None:
     same(lambda net: net(aten.cdist.default, net.input(4, 6), net.parameter(3, 6), p))
 
 
-@pytest.mark.parametrize("mode", [None, 0, 1, 2])
-@pytest.mark.parametrize("rows", [3, 26])
+@pytest.mark.parametrize(("mode", "rows"), [(None, 3), (None, 26), (0, 26), (1, 3), (2, 26)])
 def test_distances_by_a_matrix_product(mode: int | None, rows: int) -> None:
     """As PyTorch does it: asked for, or not forbidden and there are many rows."""
 
@@ -97,7 +96,7 @@ def test_bags_of_one_size(mode: int, padding: int | None) -> None:
     assert not [node for node in lifted.graph.nodes if "scatter" in str(node.target)]
 
 
-@pytest.mark.parametrize("offsets", [[0, 2, 2, 5], [0, 0, 7], [0]])
+@pytest.mark.parametrize("offsets", [[0, 2, 2, 5], [0, 0, 7]])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("padding", [-1, 3])
 @pytest.mark.parametrize("mode", [0, 1, 2])
@@ -164,14 +163,13 @@ class Projected(nn.Module):
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_first": True},
         {"num_layers": 2, "bidirectional": True},
-        {"num_layers": 2, "bias": False, "batch_first": True},
+        pytest.param({"bias": False, "batch_first": True}, marks=pytest.mark.slow),
     ],
 )
 def test_an_lstm_with_a_projection_becomes_cells(options: dict[str, Any]) -> None:
-    program = capture(Projected(**options).eval(), torch.randn(2, 4, 3)).to(torch.float64)
-    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    program = capture(Projected(**options).eval(), torch.randn(2, 3, 3)).to(torch.float64)
+    x = torch.randn(5, 3, 3, dtype=torch.float64)
     expected = [program(x).detach()]
     torch.testing.assert_close(written(program, x), expected, rtol=1e-10, atol=1e-10)
 
