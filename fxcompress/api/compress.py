@@ -31,7 +31,7 @@ from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
-from fxcompress.proof.comparison import TOLERANCE
+from fxcompress.proof.comparison import TOLERANCE, Equivalence
 from fxcompress.proof.determinism import refuse_random
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.report.report import LatencyBudget, Proof
@@ -173,7 +173,21 @@ def _masked(original: Program, pruned: Program, plan: PruningPlan) -> Proof:
         detail += f"outputs moved by {found.response:.2g}"
     else:
         detail += "no other input that was tried moved the outputs: compared on the example alone"
+    detail += _switched_off(found)
     return Proof("masked-equivalence", error, TOLERANCE, detail)
+
+
+def _switched_off(found: Equivalence) -> str:
+    """What is to be said of parts that zeros or dead activations switch off."""
+    said = ""
+    if found.woken:
+        said += f"; again with other numbers in place of {found.woken} parameters of zeros"
+    if found.asleep:
+        said += f"; {found.asleep} parameters stay zero: what they switch off is compared in shape alone"
+    if found.unheard:
+        more = f" and {len(found.unheard) - 3} more" if len(found.unheard) > 3 else ""
+        said += f"; no output answers to {', '.join(found.unheard[:3])}{more}: compared in shape alone"
+    return said
 
 
 def _samples(program: Program, calibration: Iterable[Any] | None) -> tuple[tuple[Batch, ...], Any]:

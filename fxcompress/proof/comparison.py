@@ -36,11 +36,22 @@ class Equivalence:
         response: how much the outputs moved between the two inputs, relative to their size (for integers, the
             share of them that changed). It is zero when none of the other inputs that were tried moved them:
             the model ignores its input, and the comparison of differences says nothing.
+        woken: parameters of zeros that switch something off, and that had other numbers in a second
+            comparison (`proof.dormant`).
+        asleep: such parameters that kept their zeros: what they switch off is compared in shape alone.
+        unheard: tensors that were cut and that no output answers to, whatever was tried; likewise.
     """
 
     output_error: float
     difference_error: float
     response: float
+    woken: int = 0
+    asleep: int = 0
+    unheard: tuple[str, ...] = ()
+
+
+class NoNumber(ProofError):
+    """The reference gives NaN: nothing can be compared with it."""
 
 
 def equivalence(reference: Executor, program: Program, seed: int) -> Equivalence:
@@ -162,7 +173,7 @@ class _Output:
                 f"{name} has shape {tuple(self.found.shape)}, and the reference {tuple(self.wanted.shape)}"
             )
         if bool(self.wanted.isnan().any() | self.other_wanted.isnan().any()):
-            raise ProofError(
+            raise NoNumber(
                 f"{name} of the reference is NaN for the example inputs",
                 hint="pass example inputs for which the model gives numbers",
             )

@@ -5,7 +5,8 @@ with the consumers' slices of every removed position set to zero (an operand of 
 every normalisation and reduction over a removed axis computed on the kept positions. The pruned program must
 then give the same outputs to 1e-9 relative.
 
-How programs are compared is said in `proof.comparison`.
+How programs are compared is said in `proof.comparison`, and in `proof.dormant` what is done about branches
+that zeros switch off.
 
 What removal *means* is taken from the operators, not from the model's intent: `x.sum(1) / 64` over 64
 channels keeps its 64 when channels go, exactly as if they were zero; `x.mean(1)` is the mean of those that
@@ -14,6 +15,8 @@ stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,29 +33,62 @@ from fxcompress.ops.consumption import Operand, consumed
 from fxcompress.ops.resize import Resizing, resize
 from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
-from fxcompress.proof.comparison import Equivalence, equivalence
+from fxcompress.proof.comparison import Equivalence, NoNumber, equivalence, variations
+from fxcompress.proof.dormant import Waking, add, unheard
 
 
 def masked_equivalence(before: Program, after: Program, plan: PruningPlan, *, seed: int = 0) -> Equivalence:
     """Prove that `after` is `before` without the channels that `plan` removes.
 
     Where the plan was made after rewrites that `before` lacks, it is first proven that they change nothing;
-    channels are then switched off in the rewritten original.
+    channels are then switched off in the rewritten original. Where parameters of zero switch parts of the
+    model off, all of this is done once more with other numbers in their place.
 
     Args:
         before: the user's program, or what the plan was made for.
         after: the pruned program.
         plan: what was removed.
-        seed: of the other inputs.
+        seed: of the other inputs, and of what replaces zeros.
 
     Raises:
         ProofError: an output differs by more than 1e-9 relative, is NaN, or has another shape.
     """
     original, pruned = before.to(torch.float64).eval(), after.to(torch.float64).eval()
     reference = loosened(original, plan.rewrites)
-    if reference is not original:
-        equivalence(Executor(original), reference, seed)
-    return equivalence(MaskedExecutor(reference, plan), pruned, seed)
+    masked = MaskedExecutor(reference, plan)
+
+    def compared() -> Equivalence:
+        if reference is not original:
+            equivalence(Executor(original), reference, seed)
+        return equivalence(masked, pruned, seed)
+
+    found = compared()
+    waking = Waking.of(original, reference, pruned, plan, seed)
+    found = replace(found, asleep=waking.asleep)
+    if waking.original:
+        add(original, waking.original)
+        if reference is not original:
+            add(reference, waking.reference)
+        add(pruned, waking.pruned)
+        found = _with_second(found, compared, len(waking.original))
+    inputs = pruned.flat_example()
+    others = next(variations(inputs, seed), inputs)
+    cut = {name for name, dims in masked.stored.items() if dims} | set(plan.kept)
+    return replace(found, unheard=unheard(pruned, cut, (inputs, others)))
+
+
+def _with_second(found: Equivalence, compared: Callable[[], Equivalence], woken: int) -> Equivalence:
+    """The larger errors of both comparisons; the first alone where the model has no answer to the second."""
+    try:
+        again = compared()
+    except NoNumber:
+        return replace(found, asleep=found.asleep + woken)
+    return replace(
+        found,
+        output_error=max(found.output_error, again.output_error),
+        difference_error=max(found.difference_error, again.difference_error),
+        woken=woken,
+    )
 
 
 class MaskedExecutor(Executor):
