@@ -11,6 +11,7 @@ import torch
 
 from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
+from fxcompress.analysis.density import patterns
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.analysis.saliency import unspoken
@@ -122,7 +123,7 @@ def _pruned(request: Request, start: Program, journal: Journal) -> _Pruned:
         proof = _masked(start, removed, plan)
     refitted, found, corrected = compensated(request, loose, removed, plan, journal)
     packed = journal.apply(PackLinears(), refitted)
-    notes = (*removal.notes, *remarks, *corrected)
+    notes = (*removal.notes, *remarks, *corrected, *_patterns_lost(start, packed))
     return _Pruned(packed, analysis, plan, (proof, *found), notes, removal.latency)
 
 
@@ -163,6 +164,24 @@ def _ranked_otherwise(analysis: Analysis, saliency: Saliency, plan: PruningPlan)
         return ()
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return (f"{saliency.kind} says nothing about {', '.join(names[:4])}{more}: ranked by l2 instead",)
+
+
+def _patterns_lost(before: Program, after: Program) -> tuple[str, ...]:
+    """A note where the removal of channels leaves more than N of M weights that are not zero."""
+    had, has = patterns(before), patterns(after)
+    lost = [
+        name
+        for name, (most, group) in had.items()
+        if name not in has or has[name][1] != group or has[name][0] > most
+    ]
+    if not lost:
+        return ()
+    kinds = ", ".join(dict.fromkeys("{}:{}".format(*had[name]) for name in lost))
+    more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+    return (
+        f"removing channels breaks the {kinds} pattern of zeros of {', '.join(lost[:4])}{more}: "
+        "zero weights after channels are removed (one recipe with prune and sparsify)",
+    )
 
 
 def _masked(original: Program, pruned: Program, plan: PruningPlan) -> Proof:
