@@ -44,8 +44,10 @@ class PruneChannels:
         changed = _remove(result, analysis.space, indices)
         if stated(result, changed) != (self.plan.kept, self.plan.copies):
             raise InputError(
-                "the plan's parameter positions do not follow from its groups on this program",
-                hint="apply a plan to the program that it was made for",
+                "the plan's parameter positions (`kept`) do not follow from its groups (`channels`) on this "
+                "program",
+                hint="to change the channels of a plan use plan.with_channels(analysis, {group: indices}), "
+                "which writes `kept` anew; an unchanged plan fits the program that it was made for",
             )
         result.origins = result.origins.after(changed)
         edit.tidy(result)

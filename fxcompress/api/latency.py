@@ -94,7 +94,7 @@ def plan_removal(
         BudgetError: a bound is below the reachable minimum.
     """
     if request.plan is not None:
-        return Removal(request.plan)
+        return Removal(request.plan.priced(analysis))
     if options.budget is None or options.budget.ms is None:
         with journal.step("plan-pruning"):
             block = request.target.channel_block

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +70,11 @@ class PruningPlan:
             found[group.axis] = np.asarray(_choice(group, stay), dtype=np.int64)
         return found
 
+    def priced(self, analysis: Analysis) -> PruningPlan:
+        """The plan with the costs that it has on an analysis of its program, whatever a file says."""
+        widths = {axis: len(stay) for axis, stay in self.indices(analysis).items()}
+        return replace(self, before=analysis.price.at({}), after=analysis.price.at(widths))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
         return {
@@ -96,7 +101,7 @@ class PruningPlan:
                 relaxed=dict(data["relaxed"]),
                 before=Cost(**data["before"]),
                 after=Cost(**data["after"]),
-                rewrites=tuple(data.get("rewrites", ())),
+                rewrites=_texts(data.get("rewrites", ())),
                 copies=_read(data.get("copies", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -178,6 +183,14 @@ def _read(data: Mapping[str, Mapping[str, Iterable[int]]]) -> dict[str, dict[int
         name: {int(dim): tuple(int(place) for place in stay) for dim, stay in dims.items()}
         for name, dims in data.items()
     }
+
+
+def _texts(data: Iterable[str]) -> tuple[str, ...]:
+    """A list of texts; one text is not read letter by letter."""
+    listed = () if isinstance(data, str) else tuple(data)
+    if isinstance(data, str) or not all(isinstance(item, str) for item in listed):
+        raise TypeError(f"rewrites are a list of names, not {data!r}")
+    return listed
 
 
 def make_plan(

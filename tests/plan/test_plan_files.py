@@ -163,3 +163,24 @@ def test_every_name_of_a_tied_tensor_is_listed() -> None:
     for name, dims in tied.kept.items():
         for dim, stay in dims.items():
             assert state[name].shape[dim] == len(stay)
+
+
+def test_prices_in_a_file_are_not_believed() -> None:
+    data = plan().to_dict()
+    data["before"]["macs"], data["after"]["macs"] = 7, 1
+    assert PruningPlan.from_dict(data).priced(analysed()) == plan()
+
+
+def test_channels_edited_by_hand_are_refused_with_the_way_to_edit() -> None:
+    data = plan().to_dict()
+    data["channels"]["0.weight[0]"] = [0, 1]
+    with pytest.raises(InputError, match=r"`kept`") as raised:
+        PruneChannels(PruningPlan.from_dict(data)).run(user())
+    assert "with_channels" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("rewrites", ["split-packed-linears", [1], 3])
+def test_rewrites_are_a_list_of_names(rewrites: object) -> None:
+    """A text was read letter by letter."""
+    with pytest.raises(InputError, match="not a pruning plan"):
+        PruningPlan.from_dict({**plan().to_dict(), "rewrites": rewrites})
