@@ -5,10 +5,11 @@
 where x, W0 are the original's input and weight, x' what the pruned program (already corrected before this
 layer) hands over. Layers are visited in graph order; each is a ridge regression of what its output lacks on
 its inputs (`numerics.least_squares`). The damping is chosen per output channel on samples that no fit sees,
-and a channel that is not better off on them stays as it is. Where a layer's output enters a sum (a residual
-stream), what the *sum* lacks is fitted, so that errors of earlier blocks are made up for too. A layer without
-a bias before a batch norm corrects through the running mean; nothing is added to the graph. Where masks were
-applied to the program, weights that are zero stay zero.
+and a channel that is not better off on them stays as it is. The error of the whole model is that of samples
+of a third kind, which chose nothing, where there are enough (`gram.ENOUGH`). Where a layer's output enters a
+sum (a residual stream), what the *sum* lacks is fitted, so that errors of earlier blocks are made up for too.
+A layer without a bias before a batch norm corrects through the running mean; nothing is added to the graph.
+Where masks were applied to the program, weights that are zero stay zero.
 
 The asymmetric target and that of residual sums are He et al., "Channel Pruning for Accelerating Very Deep
 Neural Networks" (2017); Luo et al., "ThiNet" (2017), re-fit the kept channels likewise. No labels are read.
@@ -55,14 +56,21 @@ class Compensated(Outcome):
     """What compensation did, and the error of the outputs on samples that no fit saw.
 
     Args:
-        before, after: squared difference to the original's outputs, as a share of their variance.
-        used, judged: samples read, and how many of them were kept back to judge by.
+        before, after: squared difference to the original's outputs, as a share of their variance over all
+            samples read. An outlier among those makes both small: compare the two.
+        used: samples read.
+        judged: how many of them were kept back to choose dampings and corrections by.
+        reported: of how many `before` and `after` are the error.
+        apart: whether those are others than the ones that chose; where they are the same, for there are few
+            samples, the error is optimistic.
     """
 
     before: float = 0.0
     after: float = 0.0
     used: int = 0
     judged: int = 0
+    reported: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,12 @@ class Compensate:
         indices = self.plan.indices(analysis)
         run = SideBySide(original, edited, analysis, indices)
         used = run.load(self.batches, self.memory)
-        judged = run.judged
-        if not judged:
+        if not run.judged:
             reason = (
                 "all calibration data is one sample (or one static batch): nothing is left to judge a fit by"
             )
             return Compensated(program, (), (Decline("the outputs", reason),), used=used)
+        counts = used, run.judged, run.reported, run.apart
         before = run.output_error()
         found, refusals = sites(edited, analysis, indices)
         declined = [Decline(item.node.name, item.reason, walk.source(item.node)) for item in refusals]
@@ -114,9 +122,9 @@ class Compensate:
         after = run.output_error()
         if not changed or not after < before:
             declined.append(Decline("the outputs", _worse(before, after)))
-            return Compensated(program, (), tuple(declined), before, before, used, judged)
+            return Compensated(program, (), tuple(declined), before, before, *counts)
         edit.reinfer(edited)
-        return Compensated(edited, tuple(changed), tuple(declined), before, after, used, judged)
+        return Compensated(edited, tuple(changed), tuple(declined), before, after, *counts)
 
 
 _NO_GAIN = "no correction brings it closer to the original on samples that no fit saw"

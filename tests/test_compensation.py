@@ -66,11 +66,16 @@ def test_it_is_on_where_there_is_calibration_data() -> None:
     assert names(result) == ["masked-equivalence", "compensation"]
     finding = result.proofs[1]
     assert 0 < finding.error < finding.bound
-    assert "re-fitted on 48 samples, judged on 16 others" in finding.detail
+    assert "re-fitted on 48 samples, chosen on 8 others, and the error is that of 8 more" in finding.detail
     steps = [entry.name for entry in journal.entries]
     assert steps.index("prove-pruning") < steps.index("compensate")
     entry = journal.entries[steps.index("compensate")]
     assert any("of the squared error left at" in line for line in entry.changed)
+
+
+def test_few_samples_are_said_to_be_few() -> None:
+    result, _ = made([images()[0]])
+    assert "judged on 4 others; few samples: the error is optimistic" in result.proofs[1].detail
 
 
 def test_it_can_be_switched_off() -> None:

@@ -35,16 +35,27 @@ PLACES = 64
 """Output positions of a layer that are read per sample; they are drawn anew for every chunk."""
 
 JUDGED = 5
-"""Every so many-th chunk is kept back from the fit, to judge it."""
+"""Every so many-th chunk is kept back from the fit, to judge it, where there are few samples."""
+
+ENOUGH = 32
+"""Samples from which the error that is reported is that of samples which chose nothing either."""
+
+PARTS = 8
+"""Then one chunk of so many chooses the damping, one gives the reported error; the other six are fitted."""
 
 
 @dataclass
 class Chunk:
-    """Some samples, where the two programs are with them; `judge` marks those that no fit sees."""
+    """Some samples, where the two programs are with them.
+
+    No fit sees those that are marked: `judge` chooses among fits, `report` gives the model's error.
+    With few samples the same ones serve for both.
+    """
 
     original: Values
     pruned: Values
     judge: bool
+    report: bool
     size: int
 
 
@@ -59,6 +70,8 @@ class SideBySide:
         self.chunks: list[Chunk] = []
         self.variance = 0.0
         """Of the original's outputs, all entries of one sample together."""
+        self.apart = False
+        """Whether the samples that choose are others than those of which the error is reported."""
         self._at = [0, 0]
 
     def load(self, batches: Iterable[Any], memory: int) -> int:
@@ -74,14 +87,22 @@ class SideBySide:
             taken += samples(piece)
             if taken >= room:
                 break
-        if len(held) < JUDGED:
-            size = -(-taken // JUDGED)
+        parts = PARTS if taken >= ENOUGH else JUDGED
+        if len(held) < parts:
+            size = -(-taken // parts)
             held = [part for piece in held for part in split(self.original.program, piece, size)]
+        self.apart = taken >= ENOUGH and len(held) >= PARTS
         for number, piece in enumerate(held):
             begun = self.original.begin(piece), self.pruned.begin(piece)
-            self.chunks.append(Chunk(*begun, judge=number % JUDGED == 1, size=samples(piece)))
+            self.chunks.append(Chunk(*begun, *self._kept_back(number), samples(piece)))
         self.variance = variance(self._ended(self.original, chunk.original, 0) for chunk in self.chunks)
         return taken
+
+    def _kept_back(self, number: int) -> tuple[bool, bool]:
+        """Whether a chunk chooses, and whether the error is its; not the last of eight: it may be small."""
+        if self.apart:
+            return number % PARTS == PARTS - 2, number % PARTS == PARTS // 2 - 1
+        return (number % JUDGED == 1,) * 2
 
     def go(self, site: Site) -> None:
         """Advance both programs, on all samples, to right before a layer."""
@@ -99,17 +120,26 @@ class SideBySide:
 
     @property
     def judged(self) -> int:
-        """Samples that no fit sees."""
+        """Samples that no fit sees, and by which fits are chosen."""
         return sum(chunk.size for chunk in self.chunks if chunk.judge)
 
+    @property
+    def reported(self) -> int:
+        """Samples that no fit sees, and whose error is that of the whole model."""
+        return sum(chunk.size for chunk in self.chunks if chunk.report)
+
     def output_error(self) -> float:
-        """The squared difference of the outputs as a share of their variance, on samples that no fit sees."""
+        """The squared difference of the outputs as a share of their variance, on samples that no fit sees.
+
+        The variance is that of all samples: an outlier among them makes every share small, but not one share
+        smaller than another.
+        """
         difference = 0.0
         for chunk in self.chunks:
-            if chunk.judge:
+            if chunk.report:
                 wanted = self._ended(self.original, chunk.original, 0)
                 difference += gap(wanted, self._ended(self.pruned, chunk.pruned, 1))
-        mean = difference / max(self.judged, 1)
+        mean = difference / max(self.reported, 1)
         return mean / self.variance if self.variance else mean
 
     def _ended(self, run: Stepwise, values: Values, which: int) -> list[Tensor]:
@@ -123,6 +153,8 @@ class SideBySide:
         shape = site.form.matrix(weight).shape
         fitted, judged = Moments.empty(*shape), Moments.empty(*shape)
         for number, chunk in enumerate(self.chunks):
+            if chunk.report and not chunk.judge:
+                continue
             x, lacking = chunk.pruned[site.form.source], self._lacking(site, chunk)
             places = _places(site.form.places(lacking), number)
             moments = judged if chunk.judge else fitted

@@ -51,9 +51,13 @@ def compensated(
 
 def _finding(outcome: Compensated) -> Proof:
     """The error that is left, bounded by that of removal alone."""
+    back = outcome.judged + (outcome.reported if outcome.apart else 0)
     detail = (
         f"squared error of the outputs as a share of their variance, removal alone {outcome.before:.3g}; "
-        f"{len(outcome.changed)} layers re-fitted on {outcome.used - outcome.judged} samples, judged on "
-        f"{outcome.judged} others"
+        f"{len(outcome.changed)} layers re-fitted on {outcome.used - back} samples, "
     )
+    if outcome.apart:
+        detail += f"chosen on {outcome.judged} others, and the error is that of {outcome.reported} more"
+    else:
+        detail += f"judged on {outcome.judged} others; few samples: the error is optimistic"
     return Proof("compensation", outcome.after, outcome.before, detail)

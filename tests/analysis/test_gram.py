@@ -29,8 +29,16 @@ def test_the_error_does_not_depend_on_how_samples_are_batched() -> None:
     """The variance is that over samples; of batches of one it must not become the mean square."""
     samples = data(40)
     whole, single = compensated([samples]), compensated(list(samples.split(1)))
-    assert whole.judged == single.judged == 8
+    assert whole.judged == single.judged == 5
     assert 0.5 < single.before / whole.before < 2
+
+
+def test_the_error_is_of_samples_that_chose_nothing() -> None:
+    """Dampings and corrections chosen on the samples of the report would make it look better than it is."""
+    outcome = compensated([data(32)])
+    assert (outcome.used, outcome.judged, outcome.reported, outcome.apart) == (32, 4, 4, True)
+    few = compensated([data(31)])
+    assert (few.judged, few.reported, few.apart) == (7, 7, False)
 
 
 def test_samples_that_a_fit_saw_do_not_judge_it() -> None:
