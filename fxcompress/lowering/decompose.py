@@ -60,6 +60,7 @@ class LocalProgram(ExportedProgram):
         self.stuck = decompose(graph, decomp_table, translatable())
         if self.stuck:
             self.origins = {node.name: node.meta[ORIGIN] for node in graph.nodes if ORIGIN in node.meta}
+            _let_views_copy(graph)
             self.graph_module.recompile()
             return super().run_decompositions(dict(decomp_table), decompose_custom_triton_ops)
         self.graph_module.recompile()
@@ -91,6 +92,13 @@ def apply_forms(graph: fx.Graph) -> None:
         form = form_of(node)
         if form is not None:
             _splice(graph, node, _trace(node, partial(form, node), arguments(node)))
+
+
+def _let_views_copy(graph: fx.Graph) -> None:
+    """Write `view` as `reshape`: an attention that is taken apart has other strides than the fused one."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
 
 
 def decompose(graph: fx.Graph, table: Table, known: Collection[Any]) -> tuple[str, ...]:

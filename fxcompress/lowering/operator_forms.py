@@ -4,6 +4,7 @@
     embedding_bag            =>  embedding and a sum per bag
     lstm_cell, gru_cell, ..  =>  linear, split, sigmoid, tanh
     lstm with a projection   =>  its cells, one after the other (ONNX's LSTM has no projection)
+    adaptive_avg_pool1d to 1 =>  mean
 
 The exporter of torch 2.13 has no `cdist`, writes an `embedding_bag` whose nodes are not in order, takes cells
 apart with the batch of the example, and writes an LSTM with a projection as one without. A *form* is a plain
@@ -172,7 +173,18 @@ def _is_projected(node: fx.Node) -> bool:
     return True
 
 
+def mean_of_positions(_: fx.Node, given: Given) -> Tensor:
+    """x[.., L] => y[.., 1]; torch takes it apart into a pooling of images whose parts have no ONNX form."""
+    mean: Tensor = given["self"].mean(-1, keepdim=True)
+    return mean
+
+
+def _pools_to_one(node: fx.Node) -> bool:
+    return list(arguments(node)["output_size"]) == [1]
+
+
 FORMS: Mapping[Any, Form] = {
+    aten.adaptive_avg_pool1d.default: mean_of_positions,
     aten.cdist.default: cdist,
     aten._cdist_forward.default: cdist,
     aten.embedding_bag.default: bags,
@@ -194,6 +206,13 @@ def form_of(node: fx.Node) -> Form | None:
         LoweringError: an operator whose form does not cover this use, nor does the exporter.
     """
     form = FORMS.get(node.target)
-    if (form is projected_lstm and not _is_projected(node)) or (form is bags and not has_form(node)):
-        return None
-    return form
+    covers = _COVERS.get(form) if form is not None else None
+    return form if covers is None or covers(node) else None
+
+
+_COVERS: Mapping[Form, Callable[[fx.Node], bool]] = {
+    projected_lstm: _is_projected,
+    bags: has_form,
+    mean_of_positions: _pools_to_one,
+}
+"""Which uses of an operator a form is for, where it is not for all."""

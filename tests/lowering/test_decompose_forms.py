@@ -249,3 +249,26 @@ def test_ragged_bags_run() -> None:
     model = Ragged().eval()
     program = capture(model, inputs)
     float_parity(program, lower(program), program.flat_inputs(inputs, {}))
+
+
+class PooledTokens(nn.Module):
+    """Attention whose heads are joined by a view, and a pooling over positions: the end of a Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.size = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return nn.functional.adaptive_avg_pool1d(attended.transpose(1, 2), self.size).flatten(1)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_positions_pooled_behind_an_attention(size: int) -> None:
+    """To one position it is a mean; to more, the whole program is traced, and its views may copy."""
+    net = PooledTokens().eval()
+    net.size = size
+    program = capture(net, torch.randn(2, 6, 8))
+    float_parity(program, lower(program), [torch.randn(5, 6, 8)])
