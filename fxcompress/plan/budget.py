@@ -140,6 +140,9 @@ def _refuse_unreachable(candidates: Sequence[Candidate], bounds: Sequence[Bound]
         shares = " and ".join(
             f"at most {_down(1 - cost / bound.full)} of the {bound.name}" for bound, cost in missed
         )
+        if any(_down(1 - cost / bound.full) == _down(0.0) for bound, cost in missed):
+            hint = "nothing of it can go by these rules: lower min_width, raise max_ratio or unprotect groups"
+            raise BudgetError(found, hint=hint)
         raise BudgetError(found, hint=f"ask to remove {shares}, raise max_ratio or unprotect groups")
 
 

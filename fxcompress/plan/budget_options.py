@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
+
+import numpy as np
 
 from fxcompress.errors import InputError
 
@@ -50,6 +53,10 @@ class Budget:
                     hint=f'{name}="50%" lets half of the original remain, a number is an absolute bound',
                 )
 
+        for name, value in given.items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+
     def given(self) -> dict[str, float | str]:
         """The bounds that were stated, as they were stated."""
         return {
@@ -67,7 +74,7 @@ class Budget:
 
 
 def _amount(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
 
 
 def _share_of(text: str) -> float | None:

@@ -8,7 +8,7 @@ wider: what is protected keeps every tensor whole, so the groups that it only re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from fxcompress.analysis.groups import Analysis, Group
@@ -30,10 +30,14 @@ class Means(IntEnum):
 
 @dataclass(frozen=True)
 class Asked:
-    """A share of one group that is to go, and how the pattern that says so means the group."""
+    """A share of one group that is to go, and how the pattern that says so means the group.
+
+    `anything` marks shares of patterns such as `*`, which name nothing: they yield to `protect`.
+    """
 
     share: float
     means: Means
+    anything: bool = False
 
 
 def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str, Asked]:
@@ -58,12 +62,14 @@ def explicit_shares(analysis: Analysis, ratios: Mapping[str, float]) -> dict[str
         for group in matched:
             before = asked.get(group.name)
             if before is None or (means is Means.NAMES and before.means < means):
-                asked[group.name] = Asked(share, means)
+                asked[group.name] = Asked(share, means, anything=not pattern.strip("*?."))
             elif before.share != share and (before.means is means or before.means is not Means.NAMES):
                 raise InputError(
                     f"ratios asks to remove both {before.share} and {share} of the group {group.name!r}",
                     hint="coupled layers are one group: `fxcompress inspect` lists the members of each",
                 )
+            elif before.share == share and pattern.strip("*?."):
+                asked[group.name] = replace(before, anything=False)
     return asked
 
 

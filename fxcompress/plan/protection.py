@@ -11,7 +11,7 @@ from torch import nn
 
 from fxcompress.analysis.groups import Analysis, Group, rivals
 from fxcompress.axes.expression import Axis, leaves
-from fxcompress.errors import InputError
+from fxcompress.errors import CompressError, InputError, first_line
 from fxcompress.plan.explicit import Asked, Means
 from fxcompress.plan.naming import Names
 from fxcompress.plan.prune import Protection, Prune
@@ -25,8 +25,9 @@ def protection(
     Args:
         analysis: of the program.
         options: what is protected, and which factors of a product may go.
-        asked: by group name, the shares that are fixed by hand: they win over every wish to protect. Of the
-            factors of a product the policy chooses among those that were asked for.
+        asked: by group name, the shares that are fixed by hand: they win over every wish to protect, but for
+            those of patterns that name nothing, such as `*`. Of the factors of a product the policy chooses
+            among those that were asked for.
 
     Raises:
         InputError: what is to be protected does not occur in the model.
@@ -37,9 +38,12 @@ def protection(
     names = Names(analysis)
     wishes = [_wish(item, names) for item in options.protect]
     for group in analysis.groups:
-        if group.name in asked:
+        share = asked.get(group.name)
+        if share is not None and not share.anything:
             continue
         wished = next((reason for protects, reason in wishes if protects(group)), None)
+        if wished is None and share is not None:
+            continue
         if wished is not None:
             reasons[group.name] = wished
         elif group.axis in tables:
@@ -69,7 +73,25 @@ def _wish(item: Protection, names: Names) -> Wish:
             raise InputError(f"no module of the model is a {item.__qualname__}", hint=_known_types(names))
         return _holding(names.inside(kinds.__contains__)), f"protected by type {item.__qualname__}"
     title = getattr(item, "__qualname__", type(item).__qualname__)
-    return (lambda group: bool(item(group))), f"protected by {title}"
+    return _asking(item, title), f"protected by {title}"
+
+
+def _asking(predicate: Callable[[Group], bool], title: str) -> Callable[[Group], bool]:
+    """A predicate of the caller's whose failure says which one it was, and on which group."""
+
+    def protects(group: Group) -> bool:
+        try:
+            return bool(predicate(group))
+        except CompressError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"protect: {title} failed on the group {group.name!r}: {type(error).__name__}: "
+                f"{first_line(error)}",
+                hint="a predicate takes a group (with name, size and members) and returns True or False",
+            ) from error
+
+    return protects
 
 
 def _typed(pattern: str, names: Names) -> Wish:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 
 from fxcompress.analysis.groups import Group
@@ -32,16 +33,19 @@ class Prune:
             `ratios` is given.
         budget: upper bounds on what may remain, several at once.
         saliency: how indices are ranked: a kind such as `"l2"` or `"taylor"`, or `Saliency(...)`.
-        scope: what is ranked together: `"global"`, all groups; `"group"`, each group alone (the same share of
-            each goes); `"kind"`, groups of the same shape and role together (the same share of each kind).
+        scope: what is ranked together: `"global"`, all groups; `"group"`, each group alone (about the same
+            share of each goes, but for alignment: a block is a larger share of a narrow group, and groups
+            step one after the other; `block=1` gives the same share); `"kind"`, groups of the same shape and
+            role together (likewise).
         block: widths become multiples of this; None takes the target's channel block.
         max_ratio: the largest share of one group that may go.
         min_ratio: the smallest share that goes of every group that is not protected.
         min_width: the fewest indices that any group keeps.
         ratios: by pattern (`fnmatch`) of parameter names, the share that goes of the groups whose channels
             they make (of those they read, where they make none), whatever the ranking says; 0 keeps them
-            whole. Of heads x head width it goes of what `factors` chooses, unless the name of one group, such
-            as `query.weight[0]:0`, says which.
+            whole. A share wins over `protect`, unless its pattern names nothing (`*`), and must stay within
+            `max_ratio` and `min_width`. Of heads x head width it goes of what `factors` chooses, unless the
+            name of one group, such as `query.weight[0]:0`, says which.
         factors: which factors of a product such as heads x head width may go: the `"largest"`, the `"outer"`
             (heads), the `"inner"` (head width) or `"both"`.
         protect: what stays whole: patterns (`fnmatch`) of parameter names, module types or their names, or
@@ -74,8 +78,16 @@ class Prune:
         as_saliency(self.saliency)
         for name, value, choices in (("scope", self.scope, SCOPES), ("factors", self.factors, FACTORS)):
             if value not in choices:
-                raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+                raise InputError(
+                    f"{name}={value!r} is not one of {', '.join(choices)}",
+                    hint=f"leave out for {choices[0]!r}",
+                )
         self._check_protection()
+        for name in ("ratio", "block", "max_ratio", "min_ratio", "min_width"):
+            object.__setattr__(self, name, _builtin(getattr(self, name)))
+        object.__setattr__(
+            self, "ratios", {pattern: _builtin(share) for pattern, share in self.ratios.items()}
+        )
 
     @property
     def criterion(self) -> Saliency:
@@ -126,7 +138,10 @@ class Prune:
                 f"block={self.block!r} is not a positive width", hint="16 suits AVX-512, 8 AVX2, 1 any width"
             )
         if not _width(self.min_width):
-            raise InputError(f"min_width={self.min_width!r} is not a positive width")
+            raise InputError(
+                f"min_width={self.min_width!r} is not a positive width",
+                hint="8 keeps at least 8 of each group",
+            )
 
     def _check_protection(self) -> None:
         if isinstance(self.protect, str) or not isinstance(self.protect, Sequence):
@@ -143,7 +158,10 @@ class Prune:
             if value is not None and not callable(value):
                 raise InputError(f"{name}={value!r} is no function", hint="loss(outputs, label) -> scalar")
         if self.compensate not in (None, True, False):
-            raise InputError(f"compensate={self.compensate!r} is neither True, False nor None")
+            raise InputError(
+                f"compensate={self.compensate!r} is neither True, False nor None",
+                hint="leave it out to re-fit layers wherever there is calibration data",
+            )
 
 
 def _share(value: object) -> bool:
@@ -151,7 +169,12 @@ def _share(value: object) -> bool:
 
 
 def _width(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _builtin(value: Any) -> Any:
+    """A number of numpy as one of Python, which JSON knows."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _named(item: object) -> str:

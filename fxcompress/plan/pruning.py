@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fxcompress.analysis.evidence import Evidence
-from fxcompress.analysis.groups import Analysis
+from fxcompress.analysis.groups import Analysis, Group
 from fxcompress.analysis.latency import LatencyPrice
 from fxcompress.analysis.saliency import score
 from fxcompress.axes.expression import Axis
@@ -115,7 +115,10 @@ def choose_from(
         item = candidate(group, ranked.get(group.name, scores[group.name]), step, options)
         limits = (within or {}).get(group.name)
         if group.name in shares:
-            fixed[group.name], rung = fixed_width(shares[group.name], item, bool(group.statistics))
+            _refuse_narrower(group, shares[group.name], item, options)
+            width, rung = fixed_width(shares[group.name], item, bool(group.statistics))
+            fixed[group.name] = width = max(width, item.least)
+            rung = rung if width % rung == 0 else 1
             if rung < step:
                 relaxed[group.name] = rung
         elif limits is None:
@@ -130,6 +133,16 @@ def choose_from(
             hint="`fxcompress inspect` lists what is frozen or protected, and why",
         )
     return Choices(tuple(candidates), fixed, relaxed, protected, scores)
+
+
+def _refuse_narrower(group: Group, share: float, item: Candidate, options: Prune) -> None:
+    """Raise where a share by hand goes below what the options keep of every group."""
+    if share and group.size - round(group.size * share) < item.least:
+        raise InputError(
+            f"ratios asks to remove {share:.1%} of the group {group.name!r} of width {group.size}, and "
+            f"max_ratio={options.max_ratio} and min_width={options.min_width} keep {item.least}",
+            hint="ask for less, or raise max_ratio, or lower min_width",
+        )
 
 
 def _free(choices: Choices, axes: Mapping[str, Axis]) -> dict[Axis, str]:

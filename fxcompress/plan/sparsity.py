@@ -60,12 +60,21 @@ class Sparsify:
             raise InputError(f"ratio={self.ratio!r} is not a share between 0 and 1", hint="0.5 zeroes half")
         if self.pattern != "unstructured":
             self._check_pattern()
+        for name, patterns in (("layers", self.layers), ("protect", self.protect)):
+            if not isinstance(patterns, tuple | list) or not all(isinstance(item, str) for item in patterns):
+                raise InputError(
+                    f"{name}={patterns!r} is no tuple of patterns",
+                    hint=f'write {name}=("block.*",), with a comma',
+                )
         for name, value, choices in (
             ("scope", self.scope, SCOPES),
             ("saliency", self.saliency, SALIENCIES),
         ):
             if value not in choices:
-                raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+                raise InputError(
+                    f"{name}={value!r} is not one of {', '.join(choices)}",
+                    hint=f"leave out for {choices[0]!r}",
+                )
 
     def _check_pattern(self) -> None:
         counts = self.counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -11,6 +12,7 @@ from fxcompress.errors import InputError
 from fxcompress.numerics.saliency import NAMED, Saliency
 from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.prune import FACTORS, SCOPES, Prune
+from fxcompress.plan.sparsity import Sparsify
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,31 @@ from fxcompress.plan.prune import FACTORS, SCOPES, Prune
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Prune(0.5, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"saliency": "taylr"}, {"scope": "block"}, {"factors": "heads"}, {"min_width": 0}]
+)
+def test_every_refusal_says_what_to_do(options: dict[str, object]) -> None:
+    with pytest.raises(InputError) as raised:
+        Prune(0.5, **options)
+    assert raised.value.hint
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """They come from sweeps over arrays, and must reach the report's JSON."""
+    options = Prune(
+        np.float32(0.5), Budget(macs=np.int64(9)), block=np.int64(8), ratios={"a": np.float64(0.25)}
+    )
+    assert options == Prune(0.5, Budget(macs=9), block=8, ratios={"a": 0.25})
+    assert json.loads(json.dumps(options.to_dict()))["block"] == 8
+
+
+@pytest.mark.parametrize("options", [{"layers": "b.*"}, {"protect": "b.*"}, {"layers": (1,)}, {"protect": 3}])
+def test_patterns_of_masks_are_a_tuple(options: dict[str, object]) -> None:
+    """A text was read letter by letter."""
+    with pytest.raises(InputError, match="no tuple of patterns"):
+        Sparsify(**options)
 
 
 @pytest.mark.parametrize(

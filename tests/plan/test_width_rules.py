@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,38 @@ def test_explicit_ratios_are_fixed_before_a_budget_is_met(analysis: Analysis) ->
 def test_a_ratio_wins_over_protection(analysis: Analysis) -> None:
     plan = plan_pruning(analysis, Prune(ratios={"first.weight": 0.5}, protect=("first.*",)), 16)
     assert len(plan.channels["first.weight[0]"]) == 32
+
+
+@pytest.mark.parametrize("protect", ["first.*", nn.Linear, lambda group: group.name.startswith("first")])
+def test_a_share_of_everything_yields_to_protection(analysis: Analysis, protect: Any) -> None:
+    """`*` names nothing; what is protected does."""
+    plan = plan_pruning(analysis, Prune(ratios={"*": 0.5, "layers.0.weight[0]": 0.25}, protect=(protect,)), 1)
+    assert "first.weight[0]" not in plan.channels
+    assert "protected by" in plan.protected["first.weight[0]"]
+    assert len(plan.channels["layers.0.weight[0]"]) == 48
+
+
+@pytest.mark.parametrize("options", [{"max_ratio": 0.2}, {"min_width": 50}])
+def test_a_share_beyond_what_every_group_keeps_is_refused(
+    analysis: Analysis, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=r"remove 50\.0% of the group 'first.weight\[0\]'"):
+        plan_pruning(analysis, Prune(ratios={"first.weight": 0.5}, **options), 1)
+
+
+def test_a_budget_of_which_nothing_can_go_says_why(analysis: Analysis) -> None:
+    with pytest.raises(BudgetError) as raised:
+        plan_pruning(analysis, Prune(0.5, min_width=100), 1)
+    assert "lower min_width" in str(raised.value.hint)
+    assert "0.000" not in str(raised.value.hint)
+
+
+def test_a_predicate_that_fails_is_named_with_the_group(analysis: Analysis) -> None:
+    def broken(group: object) -> bool:
+        raise KeyError("none")
+
+    with pytest.raises(InputError, match=r"broken failed on the group 'first.weight\[0\]': KeyError"):
+        plan_pruning(analysis, Prune(0.5, protect=(broken,)), 1)
 
 
 def test_a_pattern_of_ratios_must_match(analysis: Analysis) -> None:
