@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.analysis.losses import own_loss
-from fxcompress.errors import InputError, first_line
+from fxcompress.errors import CompressError, InputError, first_line
 from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor
 from fxcompress.graph.inputs import labelled_batches
@@ -122,7 +122,7 @@ def gather(
                 if with_loss:
                     collector.differentiate(_loss_of(program, outputs, label, loss, generator))
         except InputError as error:
-            raise error.note(f"in calibration batch {index}") from None
+            raise error.note(f"in calibration batch {index}") from error.__cause__
         collector.seen += collector.samples
     return collector.evidence()
 
@@ -132,7 +132,16 @@ def _loss_of(
 ) -> Tensor:
     if loss is None:
         return own_loss(dict(zip(program.signature.outputs, outputs, strict=True)), label, generator)
-    value = loss(pytree.tree_unflatten(outputs, program.signature.out_spec), label)
+    try:
+        value = loss(pytree.tree_unflatten(outputs, program.signature.out_spec), label)
+    except CompressError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the loss failed: {type(error).__name__}: {first_line(error)}",
+            hint="loss(outputs, label) takes the outputs as the model gives them, and the "
+            "label of the batch or None",
+        ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise InputError(
             f"the loss gave {type(value).__name__} {list(getattr(value, 'shape', []))}, not one number",

@@ -72,7 +72,10 @@ def _against(output: Tensor, label: Tensor) -> Tensor | None:
         return None
     classes = logits.shape[1]
     if bool((label >= classes).any()):
-        raise InputError(f"a label is {int(label.max())}, and the model has {classes} classes")
+        raise InputError(
+            f"a label is {int(label.max())}, and the model has {classes} classes",
+            hint=f"labels are whole numbers from 0 to {classes - 1}",
+        )
     return functional.cross_entropy(logits, label.long(), reduction="sum")
 
 

@@ -75,9 +75,12 @@ class Saliency:
             ("normalize", self.normalize, NORMALIZATIONS),
         ):
             if value not in choices:
-                raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+                raise InputError(
+                    f"{name}={value!r} is not one of {', '.join(choices)}",
+                    hint='`Saliency("l2", reduce="mean", normalize="max")` spells all three',
+                )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise InputError(f"seed={self.seed!r} is not a whole number from 0")
+            raise InputError(f"seed={self.seed!r} is not a whole number from 0", hint="leave it out for 0")
 
 
 NAMED = {kind: Saliency(kind) for kind in KINDS} | {

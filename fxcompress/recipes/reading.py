@@ -72,6 +72,8 @@ def read_recipe(text: str, name: str = "recipe") -> Recipe:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name} is no TOML: {error}", hint=_FORM) from error
+    if not data:
+        raise InputError(f"{name} is empty", hint=_FORM)
     found = positions(text)
 
     def locate(path: tuple[str | int, ...]) -> str:

@@ -25,6 +25,8 @@ def toml_of(description: str, steps: Sequence[tuple[str, Any]]) -> str:
         lines = ["[[pass]]", f"name = {_value(name, 'name')}"]
         lines += [f"{key} = {_value(value, f'{name}: {key}')}" for key, value in _given(options)]
         blocks.append("\n".join(lines) + "\n")
+    if not blocks:
+        return "pass = []\n"
     return "\n".join(blocks)
 
 

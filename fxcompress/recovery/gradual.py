@@ -17,7 +17,7 @@ from torch import nn
 from fxcompress.analysis.cost import Cost
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, Group, analyse
-from fxcompress.errors import InputError, NotSupported
+from fxcompress.errors import CompressError, InputError, NotSupported, first_line
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes.compensate import Compensate
@@ -127,10 +127,23 @@ def prune_gradually(  # noqa: PLR0913
         program, done = course.removed(program, number)
         rounds.append(done)
         if train is not None:
-            train(program.train(), done)
-            program.eval()
+            _trained(train, program, done)
     packed = Journal().apply(PackLinears(), program)
     return Gradual(packed, course.composed(), tuple(rounds))
+
+
+def _trained(train: Train, program: Program, done: Round) -> None:
+    try:
+        train(program.train(), done)
+    except CompressError as error:
+        raise error.note(f"in the training of round {done.number}") from error.__cause__
+    except Exception as error:
+        raise InputError(
+            f"train failed in round {done.number} of {done.rounds}: {type(error).__name__}: "
+            f"{first_line(error)}",
+            hint="train(program, round) is called once per round; parameters have new shapes each time",
+        ) from error
+    program.eval()
 
 
 def _refuse(options: Prune, calibration: Iterable[Any] | None) -> None:

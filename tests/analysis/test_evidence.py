@@ -156,6 +156,17 @@ def test_frozen_parameters_are_differentiated_too(model: nn.Module) -> None:
     assert all(square.max() > 0 for square in found.squared_gradients.values())
 
 
+def test_a_loss_that_fails_is_named_with_its_batch(program: Program) -> None:
+    def broken(outputs: object, label: object) -> Tensor:
+        raise KeyError("logits")
+
+    with pytest.raises(
+        InputError, match=r"(?s)the loss failed: KeyError: 'logits'.*calibration batch 0"
+    ) as info:
+        gather(program, batches(), frozenset({GATES}), broken)
+    assert isinstance(info.value.__cause__, KeyError)
+
+
 def test_a_loss_of_the_users_own(program: Program) -> None:
     seen = []
 

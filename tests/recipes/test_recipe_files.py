@@ -296,3 +296,11 @@ def test_depth_needs_data_that_can_be_read_again() -> None:
             fxcompress.optimize(
                 Residual().eval(), torch.randn(8, 6), recipe=read_recipe(DEPTH), calibration=data
             )
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing\n"])
+def test_an_empty_file_is_no_recipe(text: str) -> None:
+    """It compressed nothing, without a word."""
+    with pytest.raises(InputError, match="x.toml is empty"):
+        read_recipe(text, "x.toml")
+    assert read_recipe(Recipe(()).to_toml()) == Recipe(())

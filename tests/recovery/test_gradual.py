@@ -248,3 +248,14 @@ def test_a_model_that_draws_is_refused() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(NotSupported, match="draws random numbers"):
         prune_gradually(noisy, x)
+
+
+def test_a_training_that_fails_is_named_with_its_round() -> None:
+    def broken(program: Program, done: Round) -> None:
+        if done.number == 2:
+            raise RuntimeError("out of memory")
+
+    options = Prune(0.5, block=1)
+    with pytest.raises(InputError, match="train failed in round 2 of 2: RuntimeError: out of memory") as info:
+        prune_gradually(small(), prune=options, schedule=Schedule("linear", 2), train=broken)
+    assert isinstance(info.value.__cause__, RuntimeError)
