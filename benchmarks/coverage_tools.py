@@ -82,12 +82,17 @@ def call(model: Any, inputs: Any) -> list[Tensor]:
 def macs(model: Any, inputs: Any) -> float:
     """Multiply-accumulates by torch's own counter, attention counted as matrix products.
 
-    The fused inference path of `nn.MultiheadAttention` is off: the counter sees nothing inside it.
+    The fused inference path of `nn.MultiheadAttention` and oneDNN's LSTM are off: the counter sees nothing
+    inside them.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            FlopCounterMode(display=False) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
