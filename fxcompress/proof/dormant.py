@@ -219,9 +219,10 @@ class _Listener(Executor):
                 (torch.where(item.isfinite(), item, 0.0) * weight).sum()
                 for item, weight in zip(outputs, weights, strict=True)
             )
-        whole = {name for name in self.names if name not in self.variables}
-        if not isinstance(total, Tensor) or not total.requires_grad:
-            return whole
-        found = torch.autograd.grad(total, list(self.variables.values()), allow_unused=True)
+            whole = {name for name in self.names if name not in self.variables}
+            if not isinstance(total, Tensor) or not total.requires_grad:
+                return whole
+            # Within the block: `grad` looks its inputs up by views, which carry nothing where grads are off.
+            found = torch.autograd.grad(total, list(self.variables.values()), allow_unused=True)
         pairs = zip(self.variables, found, strict=True)
         return whole | {name for name, slope in pairs if slope is not None and bool((slope != 0).any())}
