@@ -80,7 +80,7 @@ def percent(share: float | None) -> str:
 def plot(path: Path, rows: Sequence[Point], best: str, peers: Sequence[str], base: float) -> None:
     """Accuracy against MACs as SVG, the same bytes for the same figures."""
     mpl.rcParams.update({"svg.hashsalt": "fxcompress", "svg.fonttype": "none", "font.size": 9})
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     factors = sorted({row.factor for row in rows if row.rule == best})
     lines = [
@@ -100,7 +100,7 @@ def plot(path: Path, rows: Sequence[Point], best: str, peers: Sequence[str], bas
     axes.set_ylabel("CIFAR-10 test accuracy, %")
     axes.set_xticks(factors, [f"{factor:g}x" for factor in factors])
     axes.set_ylim(0, 100)
-    axes.legend(fontsize=7, frameon=False, loc="upper right", bbox_to_anchor=(1.0, 0.86))
+    figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
