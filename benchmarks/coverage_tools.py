@@ -83,10 +83,14 @@ def macs(model: Any, inputs: Any) -> float:
     """Multiply-accumulates by torch's own counter, attention counted as matrix products.
 
     The fused inference path of `nn.MultiheadAttention` and oneDNN's LSTM are off: the counter sees nothing
-    inside them.
+    inside them. Nothing asks for gradients either: its module tracker fails where a model has views of
+    parameters made without them (DeBERTa).
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    for tensor in trained:
+        tensor.requires_grad_(False)
     try:
         with (
             torch.backends.mkldnn.flags(enabled=False),
@@ -96,6 +100,8 @@ def macs(model: Any, inputs: Any) -> float:
             call(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for tensor in trained:
+            tensor.requires_grad_(True)
     return counter.get_total_flops() / 2
 
 

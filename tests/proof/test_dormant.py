@@ -172,7 +172,7 @@ def test_a_model_without_an_answer_to_other_numbers_keeps_its_zeros() -> None:
 
 
 def test_gradients_are_asked_where_the_caller_has_switched_them_off() -> None:
-    """torch's `grad` fails with an AssertionError there: seen on DeBERTa in a process that had."""
+    """torch's `grad` fails with an AssertionError there."""
     program, plan, pruned = made(Dead(), 4, 8)
     with torch.no_grad():
         assert masked_equivalence(program, pruned, plan).unheard == ("b.weight", "b.bias")
