@@ -105,11 +105,13 @@ def test_a_program_and_an_onnx_file_are_compared_by_tensors_only() -> None:
 
 def test_program_view_names_groups_frozen_axes_and_costs() -> None:
     analysis = analyse(program())
-    text = render(listings.program_view(analysis, of_program(analysis.program), graph=True), 80)
+    text = render(
+        listings.program_view(analysis.program, analysis, of_program(analysis.program), graph=True), 80
+    )
     for word in ("0.weight[0]", "conv2d", "a model output", "2.weight[1]", "MACs per sample"):
         assert word in text, word
     assert max(len(line) for line in render(listings.groups(analysis), 80).splitlines()) <= 80
-    data = listings.program_dict(analysis, of_program(analysis.program))
+    data = listings.program_dict(analysis.program, analysis, of_program(analysis.program))
     assert data["groups"][0]["size"] == 16
     assert data["cost"]["macs"] == 16 * 27 * 36 + 8 * 144 * 16
     assert any(entry["axis"] == "2.weight[0]" for entry in data["frozen"])
