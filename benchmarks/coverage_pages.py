@@ -11,11 +11,6 @@ ALLOWED = 0.52
 
 EXPLAINED = {
     "nasty_shuffled_halves": "halves of shuffled channels do not align with their pairs (ShuffleNet): frozen",
-    "nasty_efficient_channel_attention": "its only channels are convolved over: nothing may go",
-    "nasty_gathered_channels": "its only channels are addressed by number: nothing may go",
-    "nasty_summed_so_far": "its only channels are summed up one after the other: nothing may go",
-    "nasty_raw_strides": "its only channels are read by raw strides: nothing may go",
-    "nasty_bilinear": "the counter sees no bilinear form, where most of the work was removed",
 }
 """Models that miss a column, or a half, and why; a small module may be nothing but an obstacle."""
 

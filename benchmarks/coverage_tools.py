@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -79,8 +80,17 @@ def call(model: Any, inputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
+def _bilinear_flops(_: Any, weight: Any, *__: Any, out_shape: Any) -> int:
+    """`x W y` for every output and row, its weight `[out, in1, in2]`: the larger of its two products."""
+    return int(2 * prod(out_shape) * prod(weight[1:]))
+
+
+_UNCOUNTED = {torch.ops.aten._trilinear: _bilinear_flops}
+"""What torch's counter knows nothing of."""
+
+
 def macs(model: Any, inputs: Any) -> float:
-    """Multiply-accumulates by torch's own counter, attention counted as matrix products.
+    """Multiply-accumulates by torch's own counter, attention counted as matrix products, bilinear forms too.
 
     The fused inference path of `nn.MultiheadAttention` and oneDNN's LSTM are off: the counter sees nothing
     inside them. Nothing asks for gradients either: its module tracker fails where a model has views of
@@ -94,7 +104,7 @@ def macs(model: Any, inputs: Any) -> float:
     try:
         with (
             torch.backends.mkldnn.flags(enabled=False),
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter,
             sdpa_kernel(SDPBackend.MATH),
         ):
             call(model, inputs)

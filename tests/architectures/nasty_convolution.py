@@ -134,15 +134,20 @@ def squeeze_excitation(m: Any, x: Tensor) -> Tensor:
 
 
 @idea(
-    lambda: {"stem": conv(3, 8), "over": nn.Conv1d(1, 1, 3, padding=1, bias=False), "head": conv(8, 3, 1)},
+    lambda: {
+        "stem": conv(3, 8),
+        "over": nn.Conv1d(1, 1, 3, padding=1, bias=False),
+        "up": conv(8, 24, 1),
+        "head": conv(24, 3),
+    },
     IMAGE,
-    sizes=(),
+    sizes=(24,),
 )
 def efficient_channel_attention(m: Any, x: Tensor) -> Tensor:
-    """A convolution that slides over channels: their order matters, so they stay."""
+    """A convolution that slides over channels: their order matters, so they stay; those after them go."""
     x = F.relu(m.stem(x))
     gate = m.over(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]
-    return m.head(x * gate)
+    return m.head(F.relu(m.up(x * gate)))
 
 
 @idea(

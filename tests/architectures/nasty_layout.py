@@ -137,10 +137,20 @@ def gathered_rows(m: Any, x: Tensor) -> Tensor:
     return m.head(x.gather(1, index))
 
 
-@idea(lambda: {"a": nn.Linear(5, 8), "head": nn.Linear(3, 3), "ids": torch.tensor([0, 2, 5])}, (5,), sizes=())
+@idea(
+    lambda: {
+        "a": nn.Linear(5, 8),
+        "up": nn.Linear(3, 24),
+        "head": nn.Linear(24, 3),
+        "ids": torch.tensor([0, 2, 5]),
+    },
+    (5,),
+    sizes=(24,),
+)
 def gathered_channels(m: Any, x: Tensor) -> Tensor:
-    """Channels are gathered by number, so they stay."""
-    return m.head(torch.tanh(m.a(x)).gather(1, m.ids[None].expand(x.shape[0], -1)))
+    """Channels are gathered by number, so they stay; those after them go."""
+    x = torch.tanh(m.a(x)).gather(1, m.ids[None].expand(x.shape[0], -1))
+    return m.head(torch.tanh(m.up(x)))
 
 
 @idea(
@@ -246,10 +256,14 @@ def embedding_bag(m: Any, ids: Tensor) -> Tensor:
     return m.head(torch.tanh(m.bag(ids)))
 
 
-@idea(lambda: {"a": nn.Linear(5, 8), "head": nn.Linear(8, 3)}, (5,), sizes=())
+@idea(
+    lambda: {"a": nn.Linear(5, 8), "up": nn.Linear(8, 16), "head": nn.Linear(16, 3)},
+    (5,),
+    sizes=(16,),
+)
 def summed_so_far(m: Any, x: Tensor) -> Tensor:
-    """A cumulative sum over channels: their order matters."""
-    return m.head(torch.cumsum(torch.tanh(m.a(x)), -1))
+    """A cumulative sum over channels: their order matters, so they stay; those after them go."""
+    return m.head(torch.tanh(m.up(torch.cumsum(torch.tanh(m.a(x)), -1))))
 
 
 @idea(lambda: {"a": nn.Linear(5, 8), "b": nn.Linear(8, 6), "head": nn.Linear(6, 3)}, (5,), sizes=(2, 3, 5))
@@ -312,15 +326,15 @@ def diagonal_of_channels(m: Any, x: Tensor) -> Tensor:
 
 
 @idea(
-    lambda: {"a": nn.Linear(5, 16), "head": nn.Linear(16, 3)},
+    lambda: {"a": nn.Linear(5, 16), "up": nn.Linear(16, 12), "head": nn.Linear(12, 3)},
     (5,),
-    sizes=(),
+    sizes=(12,),
     unknown=("as_strided",),
 )
 def raw_strides(m: Any, x: Tensor) -> Tensor:
-    """`as_strided` reads memory as it likes: all of it stays."""
+    """`as_strided` reads memory as it likes: all of what it reads stays."""
     x = torch.tanh(m.a(x)).contiguous()
-    return m.head(torch.as_strided(x, (2, 16), (16, 1)))
+    return m.head(torch.tanh(m.up(torch.as_strided(x, (2, 16), (16, 1)))))
 
 
 @idea(lambda: {"up": nn.Linear(5, 8), "mean": nn.Linear(8, 4), "head": nn.Linear(16, 3)}, (5,), sizes=(4, 8))
