@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.einsum import spelled
+from fxcompress.ops.families import CELLS, CONVOLUTIONS, RECURRENT, TRANSPOSED
 
 aten = torch.ops.aten
 
@@ -111,15 +112,8 @@ def _cell(node: Node) -> list[Operand]:
 
 CONSUMED: dict[Any, Row] = {
     aten.linear.default: _weight(-1),
-    aten.conv1d.default: _weight(1),
-    aten.conv1d.padding: _weight(1),
-    aten.conv2d.default: _weight(1),
-    aten.conv2d.padding: _weight(1),
-    aten.conv3d.default: _weight(1),
-    aten.conv3d.padding: _weight(1),
-    aten.conv_transpose1d.default: _weight(0),
-    aten.conv_transpose2d.input: _weight(0),
-    aten.conv_transpose3d.input: _weight(0),
+    **dict.fromkeys(CONVOLUTIONS, _weight(1)),
+    **dict.fromkeys(TRANSPOSED, _weight(0)),
     aten.convolution.default: _convolution,
     aten.matmul.default: _second("self", "other"),
     aten.mm.default: _second("self", "mat2"),
@@ -133,14 +127,8 @@ CONSUMED: dict[Any, Row] = {
     aten.scaled_dot_product_attention.default: _query,
     aten.tensordot.default: _tensordot,
     aten.bilinear.default: _bilinear,
-    aten.lstm.input: _recurrent,
-    aten.gru.input: _recurrent,
-    aten.rnn_tanh.input: _recurrent,
-    aten.rnn_relu.input: _recurrent,
-    aten.lstm_cell.default: _cell,
-    aten.gru_cell.default: _cell,
-    aten.rnn_tanh_cell.default: _cell,
-    aten.rnn_relu_cell.default: _cell,
+    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(CELLS, _cell),
 }
 
 

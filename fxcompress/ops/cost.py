@@ -17,6 +17,7 @@ from fxcompress.axes.expression import Dim
 from fxcompress.ops.arguments import arguments
 from fxcompress.ops.dimensions.space import Dims, Space
 from fxcompress.ops.einsum import spelled
+from fxcompress.ops.families import CELLS, CONVOLUTIONS, RECURRENT, TRANSPOSED
 
 Term: TypeAlias = tuple[Dim, ...]
 """A product of dimension sizes."""
@@ -110,25 +111,12 @@ MACS: dict[Any, Callable[[Space, Node], list[Term]]] = {
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
     aten.einsum.default: _einsum,
-    aten.conv1d.default: _convolution,
-    aten.conv1d.padding: _convolution,
-    aten.conv2d.default: _convolution,
-    aten.conv2d.padding: _convolution,
-    aten.conv3d.default: _convolution,
-    aten.conv3d.padding: _convolution,
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
     aten.convolution.default: _convolution,
-    aten.conv_transpose1d.default: _convolution,
-    aten.conv_transpose2d.input: _convolution,
-    aten.conv_transpose3d.input: _convolution,
+    **dict.fromkeys(TRANSPOSED, _convolution),
     aten.scaled_dot_product_attention.default: _attention,
     aten.tensordot.default: _tensordot,
     aten.bilinear.default: _bilinear,
-    aten.lstm.input: _recurrent,
-    aten.gru.input: _recurrent,
-    aten.rnn_tanh.input: _recurrent,
-    aten.rnn_relu.input: _recurrent,
-    aten.lstm_cell.default: _cell,
-    aten.gru_cell.default: _cell,
-    aten.rnn_tanh_cell.default: _cell,
-    aten.rnn_relu_cell.default: _cell,
+    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(CELLS, _cell),
 }

@@ -14,6 +14,7 @@ import torch
 from torch.fx import Node
 
 from fxcompress.ops.arguments import arguments
+from fxcompress.ops.families import CELLS, CONVOLUTIONS, RECURRENT, TRANSPOSED
 
 aten = torch.ops.aten
 
@@ -106,16 +107,9 @@ def _bilinear(bound: dict[str, Any]) -> list[Feed]:
 
 FED: dict[Any, Row] = {
     aten.linear.default: _linear,
-    aten.conv1d.default: _convolution,
-    aten.conv1d.padding: _convolution,
-    aten.conv2d.default: _convolution,
-    aten.conv2d.padding: _convolution,
-    aten.conv3d.default: _convolution,
-    aten.conv3d.padding: _convolution,
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
     aten.convolution.default: _convolution,
-    aten.conv_transpose1d.default: _transposed,
-    aten.conv_transpose2d.input: _transposed,
-    aten.conv_transpose3d.input: _transposed,
+    **dict.fromkeys(TRANSPOSED, _transposed),
     aten.matmul.default: _product("self", "other"),
     aten.mm.default: _product("self", "mat2"),
     aten.bmm.default: _product("self", "mat2"),
@@ -126,14 +120,8 @@ FED: dict[Any, Row] = {
     aten.baddbmm.default: _product("batch1", "batch2"),
     aten.einsum.default: _einsum,
     aten.bilinear.default: _bilinear,
-    aten.lstm.input: _recurrent,
-    aten.gru.input: _recurrent,
-    aten.rnn_tanh.input: _recurrent,
-    aten.rnn_relu.input: _recurrent,
-    aten.lstm_cell.default: _cell,
-    aten.gru_cell.default: _cell,
-    aten.rnn_tanh_cell.default: _cell,
-    aten.rnn_relu_cell.default: _cell,
+    **dict.fromkeys(RECURRENT, _recurrent),
+    **dict.fromkeys(CELLS, _cell),
     aten.scaled_dot_product_attention.default: _attention,
 }
 
