@@ -32,11 +32,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from fxcompress.ops.quantization import Kind
-from fxcompress.targets.target import Kernel, Target
+from fxcompress.targets.target import PER_CHANNEL, Kernel, Target
 
 KERNELS = MappingProxyType(
     {
@@ -80,27 +81,55 @@ FLOAT_REASONS = MappingProxyType(
     }
 )
 
-_DOT_PRODUCT_X86 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+@dataclass(frozen=True)
+class Variant:
+    """What the CPU decides: needed feature flags, floats per channel block, usable bits of a weight."""
+
+    name: str
+    needs: frozenset[str]
+    channel_block: int
+    weight_bits: int
+
+
+VARIANTS = (
+    Variant("amx", frozenset({"amx_int8", "avx512f"}), 16, 8),
+    Variant("avx512-vnni", frozenset({"avx512f", "avx512_vnni"}), 16, 8),
+    Variant("avx512-avx-vnni", frozenset({"avx512f", "avx_vnni"}), 16, 8),
+    Variant("avx512", frozenset({"avx512f"}), 16, 7),
+    Variant("avx-vnni", frozenset({"avx_vnni"}), 8, 8),
+    Variant("arm-dot-product", frozenset({"aarch64", "asimddp"}), 8, 8),
+    Variant("arm", frozenset({"aarch64"}), 8, 8),
+    Variant("avx2", frozenset(), 8, 7),
+)
+"""Best first; the last is for x86 without a dot product, and for what is not known.
+
+Without a dot-product instruction the u8s8 kernels of x86 add pairs of products in 16 bits, and 2 * 255 * 127
+saturates: the weights get 7 bits. Arm widens every product (`smlal`), with `sdot` or without.
+"""
 
 
 def onnxruntime(features: AbstractSet[str] | None = None) -> Target:
-    """Describe ONNX Runtime's CPU provider for a CPU with these features (None: this machine's).
-
-    Without a dot-product instruction the u8s8 kernels add pairs of products in 16 bits, and 2 * 255 * 127
-    saturates: the weights get 7 bits.
-    """
-    found = cpu_features() if features is None else features
-    exact = bool(found & _DOT_PRODUCT_X86) or "aarch64" in found
+    """Describe ONNX Runtime's CPU provider for a CPU with these features (None: this machine's)."""
+    variant = variant_of(cpu_features() if features is None else features)
     return Target(
         name="onnxruntime",
-        channel_block=16 if "avx512f" in found else 8,
-        weight_bits=8 if exact else 7,
+        channel_block=variant.channel_block,
         kernels=KERNELS,
         batched_linear=BATCHED_LINEAR,
         float_reasons=FLOAT_REASONS,
+        weights=replace(PER_CHANNEL, bits=variant.weight_bits),
         narrowest_group=NARROWEST_GROUP,
         requantizes_constants=True,
+        domains=frozenset({"com.microsoft"}),
+        features=(variant.name, *sorted(variant.needs)),
+        runtime="onnxruntime",
+        evidence="measured: tests/targets/test_conformance.py shows each claim in the installed runtime",
     )
+
+
+def variant_of(features: AbstractSet[str]) -> Variant:
+    """Return the best variant whose features a CPU has."""
+    return next(variant for variant in VARIANTS if variant.needs <= features)
 
 
 def cpu_features() -> frozenset[str]:
