@@ -81,6 +81,7 @@ FLOAT_REASONS = MappingProxyType(
     }
 )
 
+
 @dataclass(frozen=True)
 class Variant:
     """What the CPU decides: needed feature flags, floats per channel block, usable bits of a weight."""
