@@ -1,8 +1,9 @@
-"""Which weight decay the demo trains with: accuracy on the validation images, whole and pruned by half.
+"""What pruning by half leaves of the demo's network, by the weight decay it was trained with.
 
-Each network is the demo's, trained as the demo trains it but for the decay, and pruned by the passes alone:
-no INT8, no fine-tuning; once as it is and once with the remaining weights re-fitted on 256 training images.
-The test images are not looked at. Run by `python -m benchmarks.digits_decay`.
+Each network is the demo's, trained as the demo trains it but for the decay, and pruned by the passes alone
+(no INT8, no fine-tuning), once as it is and once with the remaining weights re-fitted on 256 training images.
+Accuracies are those on the validation images; the test images are not looked at. Run by
+`python -m benchmarks.digits_decay`.
 """
 
 from __future__ import annotations
