@@ -36,6 +36,7 @@ from fxcompress.plan.quantization_plan import ActivationScheme, BiasScheme, Quan
 
 aten = torch.ops.aten
 integers = torch.ops.quantized_decomposed
+DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class _Edits:
                 raise InputError(f"the quantization plan has a bias for {name}, which takes none")
             stem = f"{scheme.parameter or name + '_bias'}_int32"
             whole = quantize_bias(self._bias(scheme), torch.tensor(scheme.scales))
-            real = self._dequantize(stem, f"{stem}_scale", whole, scheme.scales, 0, node)
+            whole_tensor = scheme.parameter is not None and len(scheme.scales) < len(whole)
+            axis = None if whole_tensor else 0
+            real = self._dequantize(stem, f"{stem}_scale", whole, scheme.scales, axis, node)
             edit.set_argument(node, row.bias, real)
 
     def _bias(self, scheme: BiasScheme) -> Tensor:
@@ -125,13 +128,25 @@ class _Edits:
         return walk.tensor(self.program, scheme.parameter).detach()
 
     def _dequantize(
-        self, name: str, scale_name: str, whole: Tensor, scales: tuple[float, ...], axis: int, reader: fx.Node
+        self,
+        name: str,
+        scale_name: str,
+        whole: Tensor,
+        scales: tuple[float, ...],
+        axis: int | None,
+        reader: fx.Node,
     ) -> fx.Node:
         """Store integers with their scales; return the real numbers they stand for, right before the first
         reader.
         """
         first = reader if reader.op == "call_function" else min(reader.users)
         stored = edit.add_tensor(self.program, name, whole)
+        if axis is None:
+            bounds = torch.iinfo(whole.dtype)
+            one = (stored, scales[0], 0, bounds.min, bounds.max, whole.dtype)
+            return edit.call_before(
+                first, integers.dequantize_per_tensor.default, one, name=f"{stored.name}_dq"
+            )
         scale = edit.add_tensor(self.program, scale_name, torch.tensor(scales, dtype=torch.float32))
         bounds = torch.iinfo(whole.dtype)
         args = (stored, scale, self._zero_points(len(scales)), axis, bounds.min, bounds.max, whole.dtype)
@@ -215,4 +230,4 @@ def _quantized(values: Tensor, scheme: WeightScheme) -> Tensor:
 
 def _arguments(scheme: ActivationScheme) -> tuple[Any, ...]:
     affine = scheme.affine
-    return affine.scale, affine.zero_point, affine.low, affine.high, torch.uint8
+    return affine.scale, affine.zero_point, affine.low, affine.high, DTYPES[scheme.dtype]

@@ -1,9 +1,10 @@
 """Affine quantization: real numbers as integers, ``x ~ (q - zero_point) * scale``.
 
 Activations are *asymmetric* per tensor: 0..255 covers ``[low, high]``, and the real zero is an integer
-exactly, since padding and ReLU produce it. Weights are *symmetric* per output channel: zero point 0,
-integers ``-limit..limit``. Biases are ``int32`` in units of ``input scale * weight scale``, so that an
-integer kernel adds them to its accumulator as they are.
+exactly, since padding and ReLU produce it; for runtimes without zero points they are *symmetric*. Weights
+are *symmetric* per output channel (or per tensor: axis None): zero point 0, integers ``-limit..limit``.
+Biases are ``int32`` in units of ``input scale * weight scale``, so that an integer kernel adds them to its
+accumulator as they are.
 
 Scales are float32 numbers (a Python float here is one rounded to float32): a scale computed in float64 and
 cut by whoever writes the file would move values across rounding boundaries.
@@ -64,9 +65,23 @@ def asymmetric(low: float, high: float) -> Affine:
     return Affine(scale, min(max(round(-low / scale), 0), 255))
 
 
+def symmetric(low: float, high: float) -> Affine:
+    """Cover ``[low, high]`` with int8 around zero: zero point 0, the largest magnitude becomes 127.
+
+    Raises:
+        ValueError: the bounds are not finite or in the wrong order.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"[{low}, {high}] is not a range")
+    largest = max(abs(low), abs(high))
+    scale = max(as_float32(largest / 127), SMALLEST_SCALE) if largest > 0.0 else 1.0
+    return Affine(scale, 0, -128, 127)
+
+
 def quantize(x: Tensor, scheme: Affine) -> Tensor:
-    """Real to integer (uint8), rounding halves to even, clamping what lies outside the range."""
-    return (torch.round(x / scheme.scale) + scheme.zero_point).clamp(scheme.low, scheme.high).to(torch.uint8)
+    """Real to integer (int8 where negative ones exist, else uint8), rounding halves to even, clamping."""
+    whole = (torch.round(x / scheme.scale) + scheme.zero_point).clamp(scheme.low, scheme.high)
+    return whole.to(torch.int8 if scheme.low < 0 else torch.uint8)
 
 
 def dequantize(q: Tensor, scheme: Affine) -> Tensor:
@@ -74,11 +89,12 @@ def dequantize(q: Tensor, scheme: Affine) -> Tensor:
     return (q.to(torch.float32) - scheme.zero_point) * scheme.scale
 
 
-def channel_scales(weight: Tensor, axis: int, limit: int) -> Tensor:
+def channel_scales(weight: Tensor, axis: int | None, limit: int) -> Tensor:
     """Return the scale of each channel of ``weight`` along ``axis``: its largest magnitude becomes ``limit``.
 
-    float32, shape ``[channels]``. A channel of zeros takes the largest scale among the others (1 when all
-    are zero): its weights are exact with any, but its bias is stored in units of it.
+    float32, shape ``[channels]``; ``[1]`` for the whole tensor, where the axis is None. A channel of zeros
+    takes the largest scale among the others (1 when all are zero): its weights are exact with any, but its
+    bias is stored in units of it.
     """
     largest = _per_channel(weight.detach(), axis).abs().amax(dim=1)
     scales = (largest.double() / limit).to(torch.float32)
@@ -96,8 +112,8 @@ def fit_bias(scales: Tensor, bias: Tensor, input_scale: float) -> Tensor:
     return torch.maximum(scales, needed)
 
 
-def quantize_channels(weight: Tensor, scales: Tensor, axis: int, limit: int) -> Tensor:
-    """Weights to int8 in ``-limit..limit``, one scale for each channel along ``axis``."""
+def quantize_channels(weight: Tensor, scales: Tensor, axis: int | None, limit: int) -> Tensor:
+    """Weights to int8 in ``-limit..limit``, one scale for each channel along ``axis``, or one for all."""
     shape = _along(weight, axis)
     return torch.round(weight / scales.reshape(shape)).clamp(-limit, limit).to(torch.int8)
 
@@ -115,11 +131,15 @@ def quantize_bias(bias: Tensor, scales: Tensor) -> Tensor:
     return torch.round(bias.double() / scales.double()).clamp(-(2**31), 2**31 - 1).to(torch.int32)
 
 
-def _per_channel(weight: Tensor, axis: int) -> Tensor:
-    """View a weight as ``[channels, everything else]``."""
+def _per_channel(weight: Tensor, axis: int | None) -> Tensor:
+    """View a weight as ``[channels, everything else]``; one channel where the axis is None."""
+    if axis is None:
+        return weight.reshape(1, -1)
     return weight.movedim(axis, 0).flatten(1) if weight.dim() > 1 else weight.reshape(-1, 1)
 
 
-def _along(weight: Tensor, axis: int) -> list[int]:
-    """Return the shape that lays a vector along ``axis``."""
+def _along(weight: Tensor, axis: int | None) -> list[int]:
+    """Return the shape that lays a vector along ``axis``, or one number over everything."""
+    if axis is None:
+        return [1] * weight.dim()
     return [weight.shape[i] if i == axis % weight.dim() else 1 for i in range(weight.dim())]

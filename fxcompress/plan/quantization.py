@@ -18,9 +18,10 @@ from fxcompress.numerics.affine import (
     bias_scales,
     channel_scales,
     fit_bias,
+    symmetric,
 )
 from fxcompress.numerics.ranges import Range
-from fxcompress.ops.quantization import GATES, activations, role
+from fxcompress.ops.quantization import GATES, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
 from fxcompress.plan.placement import Placement, place
 from fxcompress.plan.quantization_plan import (
@@ -31,7 +32,7 @@ from fxcompress.plan.quantization_plan import (
     Quantize,
     WeightScheme,
 )
-from fxcompress.targets.target import Target
+from fxcompress.targets.target import Scheme, Target, limit_of
 
 __all__ = ["QuantizationPlan", "Quantize", "gate_name", "plan_quantization", "tensors_to_observe"]
 
@@ -56,7 +57,7 @@ def plan_quantization(
     """
     placement = _placement(program, target, options or Quantize())
     nodes = {node.name: node for node in program.graph.nodes}
-    chosen = _activation_schemes(placement, nodes, ranges)
+    chosen = _activation_schemes(placement, nodes, ranges, target.activations)
     weights = _weight_schemes(program, placement, nodes, chosen, target)
     return QuantizationPlan(
         target=target.name,
@@ -64,7 +65,7 @@ def plan_quantization(
         activations=chosen,
         integer_only=tuple(name for name in placement.tensors if name in placement.integer_only),
         weights={name: _frozen(scheme) for name, scheme in weights.items()},
-        biases=_bias_schemes(program, placement, nodes, chosen, weights),
+        biases=_bias_schemes(program, placement, (chosen, weights), target),
         declined=tuple(
             Declined(node.name, placement.declined[node.name], walk.source(node))
             for node in program.graph.nodes
@@ -85,32 +86,38 @@ def gate_name(node: str) -> str:
 
 
 def _activation_schemes(
-    placement: Placement, nodes: Mapping[str, fx.Node], ranges: Mapping[str, Range]
+    placement: Placement, nodes: Mapping[str, fx.Node], ranges: Mapping[str, Range], form: Scheme
 ) -> dict[str, ActivationScheme]:
-    roots = {name: _scheme(name, ranges) for name in placement.roots()}
+    roots = {name: _scheme(name, ranges, form) for name in placement.roots()}
     chosen: dict[str, ActivationScheme] = {}
     for name, root in placement.tensors.items():
         if name in placement.kernels and nodes[name].target in GATES:
-            gate = asymmetric(GATE_RANGE.low, GATE_RANGE.high)
-            chosen[gate_name(name)] = ActivationScheme(gate.scale, gate.zero_point)
-        scheme = roots[root]
-        chosen[name] = ActivationScheme(scheme.scale, scheme.zero_point, None if root == name else root)
+            chosen[gate_name(name)] = _covering(GATE_RANGE, form)
+        chosen[name] = replace(roots[root], shares=None if root == name else root)
     return chosen
 
 
-def _scheme(name: str, ranges: Mapping[str, Range]) -> ActivationScheme:
+def _scheme(name: str, ranges: Mapping[str, Range], form: Scheme) -> ActivationScheme:
     if name not in ranges:
         raise InputError(f"there is no range for {name}", hint="calibrate the tensors of tensors_to_observe")
     if not ranges[name].finite:
         raise InputError(f"the range of {name} is {ranges[name]}", hint="look at the calibration data")
-    affine = asymmetric(ranges[name].low, ranges[name].high)
-    return ActivationScheme(affine.scale, affine.zero_point)
+    return _covering(ranges[name], form)
+
+
+def _covering(found: Range, form: Scheme) -> ActivationScheme:
+    """Return the scheme of a tensor in the form that the target wants."""
+    if form.symmetric:
+        return ActivationScheme(symmetric(found.low, found.high).scale, 0, dtype=form.dtype)
+    affine = asymmetric(found.low, found.high)
+    zero = affine.zero_point - (128 if form.signed else 0)
+    return ActivationScheme(affine.scale, zero, dtype=form.dtype)
 
 
 class _Scales:
     """The scales of one weight while its readers are looked at."""
 
-    def __init__(self, axis: int, limit: int, scales: Tensor) -> None:
+    def __init__(self, axis: int | None, limit: int, scales: Tensor) -> None:
         self.axis, self.limit, self.scales = axis, limit, scales
 
 
@@ -129,27 +136,29 @@ def _weight_schemes(
         values = walk.tensor(program, weight)
         key = str(weight.target)
         if key not in schemes:
-            axis = _channel_axis(node, values.dim())
-            schemes[key] = _Scales(
-                axis, target.weight_limit, channel_scales(values, axis, target.weight_limit)
-            )
-        if bias is not None and _has_integer_bias(node):
+            form = target.weight_scheme(_row(node).kind, batched=is_batched(node, _row(node)))
+            axis = _channel_axis(node, values.dim()) if form.per_channel else None
+            schemes[key] = _Scales(axis, limit_of(form), channel_scales(values, axis, limit_of(form)))
+        if bias is not None and _has_integer_bias(node, target):
             scheme = schemes[key]
-            scheme.scales = fit_bias(scheme.scales, walk.tensor(program, bias), chosen[source.name].scale)
+            fitted = fit_bias(scheme.scales, walk.tensor(program, bias), chosen[source.name].scale)
+            scheme.scales = fitted if scheme.axis is not None else fitted.amax(0, keepdim=True)
     return schemes
 
 
 def _bias_schemes(
     program: Program,
     placement: Placement,
-    nodes: Mapping[str, fx.Node],
-    chosen: Mapping[str, ActivationScheme],
-    weights: Mapping[str, _Scales],
+    made: tuple[Mapping[str, ActivationScheme], Mapping[str, _Scales]],
+    target: Target,
 ) -> dict[str, BiasScheme]:
+    """Return the schemes of integer biases, given those of activations and weights."""
+    chosen, weights = made
+    nodes = {node.name: node for node in program.graph.nodes}
     schemes: dict[str, BiasScheme] = {}
     for name in placement.contractions:
         weight, bias, source = _operands(nodes[name])
-        if bias is not None and _has_integer_bias(nodes[name]):
+        if bias is not None and _has_integer_bias(nodes[name], target):
             scales = bias_scales(chosen[source.name].scale, weights[str(weight.target)].scales)
             schemes[name] = BiasScheme(str(bias.target), _tuple(scales))
     for name in placement.guarded:
@@ -172,22 +181,25 @@ def _guard(program: Program, node: fx.Node) -> BiasScheme:
 
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node | None, fx.Node]:
     """Return the weight, the bias and the input of a contraction."""
-    row = role(node)
-    assert row is not None
+    row = _row(node)
     weight = operand(node, row.weight)
     assert weight is not None
     return weight, operand(node, row.bias), activations(node, row)[0]
 
 
-def _has_integer_bias(node: fx.Node) -> bool:
-    row = role(node)
-    return row is not None and not is_batched(node, row)
+def _has_integer_bias(node: fx.Node, target: Target) -> bool:
+    row = _row(node)
+    return target.kernel(row.kind, batched=is_batched(node, row)).integer_bias
 
 
 def _channel_axis(node: fx.Node, rank: int) -> int:
+    return _row(node).axis % rank
+
+
+def _row(node: fx.Node) -> Role:
     row = role(node)
     assert row is not None
-    return row.axis % rank
+    return row
 
 
 def _frozen(scheme: _Scales) -> WeightScheme:
