@@ -356,7 +356,7 @@ def test_takes_what_is_already_captured(model: nn.Module, program: Program, tmp_
         ({"prune": True}, InputError, "neither a share"),
         ({"quantize": "int8"}, InputError, "needs calibration"),
         ({"quantize": "int8-dynamic", "calibration": []}, NotSupported, "int8-dynamic"),
-        ({"quantize": 8, "calibration": []}, InputError, "no scheme"),
+        ({"quantize": 8, "calibration": []}, InputError, "no mode"),
         ({"target": "abacus"}, NotSupported, "abacus"),
         ({"objective": "beauty"}, InputError, "latency, size"),
         ({"threads": 0}, InputError, "threads=0"),

@@ -7,7 +7,7 @@ from typing import Any, cast
 import onnx
 import pytest
 
-from fxcompress.api.candidates import SIZE_SLOWDOWN, Candidate, Choice, Rules, choose
+from fxcompress.api.candidates import SIZE_SLOWDOWN, Candidate, Check, Choice, Rules, choose
 from fxcompress.errors import BudgetError
 from fxcompress.graph.program import Program
 from fxcompress.runtime.timing import Comparison
@@ -17,7 +17,10 @@ LATENCY = Rules("latency", forced=False, max_drop=None)
 
 
 def decide(
-    times: dict[str, float], rules: Rules = LATENCY, metrics: dict[str, float] | None = None
+    times: dict[str, float],
+    rules: Rules = LATENCY,
+    metrics: dict[str, float] | None = None,
+    check: Check | None = None,
 ) -> tuple[Choice, list[str]]:
     """The choice among candidates with these times in ms, and the candidates whose metric was asked for."""
     candidates = [
@@ -31,7 +34,7 @@ def decide(
         asked.append(item.name)
         return cast("dict[str, float]", metrics)[item.name]
 
-    return choose(candidates, measured, rules, None if metrics is None else metric), asked
+    return choose(candidates, measured, rules, None if metrics is None else metric, check), asked
 
 
 @pytest.mark.parametrize(
@@ -110,3 +113,29 @@ def test_a_gain_is_no_loss() -> None:
     rules = Rules("latency", forced=False, max_drop=0.0)
     metrics: dict[str, Any] = {"original": 0.9, "float": 0.95, "int8": 0.91}
     assert decide({"original": 4, "float": 2, "int8": 1}, rules, metrics)[0].winner == "int8"
+
+
+def test_a_variant_whose_proof_fails_makes_room_for_the_next_best() -> None:
+    asked: list[str] = []
+
+    def check(item: Candidate) -> str | None:
+        asked.append(item.name)
+        return "its proof failed: off by three" if item.name == "int8" else None
+
+    choice, _ = decide({"original": 4, "float": 2, "int8": 1}, check=check)
+    assert asked == ["int8", "float"], "only those that would be handed out are proven"
+    assert choice.winner == "float"
+    assert choice.reasons["int8"] == "its proof failed: off by three"
+
+
+def test_where_no_proof_holds_the_original_is_handed_out() -> None:
+    choice, _ = decide({"original": 4, "int8": 1}, check=lambda _: "its proof failed: off by three")
+    assert choice.winner == "original"
+    assert "its proof failed" in choice.reasons["original"]
+
+
+def test_a_failed_proof_is_no_loss_of_the_metric() -> None:
+    rules = Rules("latency", forced=False, max_drop=0.5)
+    metrics = {"original": 1.0, "int8": 0.9}
+    choice, _ = decide({"original": 4, "int8": 1}, rules, metrics, lambda _: "its proof failed")
+    assert choice.winner == "original"

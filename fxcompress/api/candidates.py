@@ -1,14 +1,15 @@
 """Which of the models that were made is handed out, decided on what was measured.
 
-The candidates are the float model, the int8 model and, as the fallback, the original. The rule is the whole
-policy:
+The candidates are the float model, the variants that quantization made of it and, as the fallback, the
+original. The rule is the whole policy:
 
 - a candidate that loses more of the metric than `max_drop` is out;
 - `objective="latency"`: the fastest is in front; one within 2 % of it that has a smaller file takes its
   place;
 - `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the
   original;
-- `Quantize(precision="full")` asks for the int8 model and gets it;
+- `Quantize(precision="full")` asks for the first variant and gets it;
+- a variant whose proof fails is out, and the reason is reported; the one that was asked for raises;
 - nothing that is slower than the original beyond doubt is handed out otherwise: the original is.
 """
 
@@ -26,7 +27,10 @@ from fxcompress.runtime.timing import SLOWER, Comparison
 SIZE_SLOWDOWN = 1.25
 """How many times slower than the original `objective="size"` lets the smallest file be."""
 
-ORIGINAL, FLOAT, INT8 = "original", "float", "int8"
+ORIGINAL, FLOAT = "original", "float"
+
+Check = Callable[["Candidate"], str | None]
+"""Why a candidate may not be handed out, None where nothing speaks against it."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,10 @@ def choose(
     times: Comparison,
     rules: Rules,
     metric: Callable[[Candidate], float] | None,
+    check: Check | None = None,
 ) -> Choice:
-    """Choose among candidates, the original first; `metric` is called for as few of them as the rules need.
+    """Choose among candidates, the original first; `metric` and `check` (a proof) are called for as few of
+    them as the rules need.
 
     Raises:
         BudgetError: `max_drop` is set, and every compressed candidate loses more than it allows.
@@ -85,11 +91,17 @@ def choose(
             if rules.max_drop is not None and drop > rules.max_drop:
                 reasons[candidate.name] = f"loses {drop:.4g} of the metric; max_drop is {rules.max_drop:g}"
                 continue
+        fault = check(candidate) if check is not None else None
+        if fault is not None:
+            reasons[candidate.name] = fault
+            continue
         reasons[candidate.name] = reason
         return Choice(candidate.name, _explained(candidate, candidates, times, rules, reasons), metrics)
-    if rules.max_drop is not None and reasons:
-        raise _refusal(reasons, metrics, rules.max_drop)
-    reasons[ORIGINAL] = "everything else is slower: the model is handed out as it was"
+    lost = {name: reason for name, reason in reasons.items() if reason.startswith("loses ")}
+    if rules.max_drop is not None and lost:
+        raise _refusal(lost, metrics, rules.max_drop)
+    unproven = ", or its proof failed" if reasons else ""
+    reasons[ORIGINAL] = f"everything else is slower{unproven}: the model is handed out as it was"
     return Choice(ORIGINAL, _explained(original, candidates, times, rules, reasons), metrics)
 
 
@@ -98,9 +110,9 @@ def _preference(
 ) -> Iterator[tuple[Candidate, str]]:
     """Yield the candidates that may be handed out, best first, each with the reason if it is taken."""
     if rules.forced:
-        wanted = next((item for item in made if item.name == INT8), None)
+        wanted = next((item for item in made if item.name != FLOAT), None)
         if wanted is not None:
-            yield wanted, 'precision="full" asks for int8'
+            yield wanted, f'precision="full" asks for {wanted.name}'
             return
     if rules.objective == "size":
         for item in sorted(made, key=lambda item: item.size):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
-
-from fxcompress.analysis.calibration import calibrate
 from fxcompress.analysis.cost import unpriced
 from fxcompress.analysis.density import patterns
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
@@ -17,8 +14,10 @@ from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.analysis.saliency import unspoken
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import plan_removal
+from fxcompress.api.quantizing import Calibration, variants
 from fxcompress.api.request import Request
 from fxcompress.api.thinning import shortened, sparsified
+from fxcompress.api.variant import Batch, Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.inputs import bind
@@ -28,16 +27,12 @@ from fxcompress.numerics.saliency import Saliency
 from fxcompress.passes.loosening import LOOSEN, loosened, rewriting
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import PruningPlan
-from fxcompress.plan.quantization import QuantizationPlan, plan_quantization, tensors_to_observe
 from fxcompress.proof.comparison import TOLERANCE, Equivalence
 from fxcompress.proof.determinism import refuse_random
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.report.report import LatencyBudget, Proof
-
-Batch = Sequence[torch.Tensor]
 
 SAMPLES = 16
 """Calibration samples, beside the example, on which outputs are compared."""
@@ -48,21 +43,24 @@ class Compressed:
     """The programs on the way, and the decisions between them.
 
     `analysis` is of what pruning works on, the original with its over-tied widths loosened. `trainable` is
-    the original itself where nothing is pruned, `deployed` is folded, `quantized` is None where there is no
-    int8 program.
+    the original itself where nothing is pruned, `deployed` is folded, `variants` are what quantization made
+    of it.
     """
 
     original: Program
     analysis: Analysis
     trainable: Program
     deployed: Program
-    quantized: Program | None
+    variants: tuple[Variant, ...]
     pruning: PruningPlan | None
-    quantization: QuantizationPlan | None
     samples: tuple[Batch, ...]
     proofs: tuple[Proof, ...]
     notes: tuple[str, ...]
     latency_budget: LatencyBudget | None = None
+
+    def variant(self, name: str) -> Variant | None:
+        """The variant of that name, None for the original and the float program."""
+        return next((item for item in self.variants if item.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,16 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     trainable, zeroed = sparsified(request, pruned.program, journal)
     deployed = journal.apply_all(request.recipe.after, trainable)
     samples, calibration = _samples(original, request.calibration)
-    quantized, quantization = _quantized(request, deployed, calibration, journal)
-    notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, quantization))
-    if quantized is deployed:
-        quantized = quantization = None
+    made = variants(request, deployed, calibration, journal)
+    nothing = request.quantize is not None and not made
+    notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, nothing))
     return Compressed(
         original,
         pruned.analysis,
         trainable,
         deployed,
-        quantized,
+        made,
         pruned.plan,
-        quantization,
         samples,
         (*proofs, *pruned.proofs),
         notes,
@@ -125,20 +121,6 @@ def _pruned(request: Request, start: Program, journal: Journal) -> _Pruned:
     packed = journal.apply(PackLinears(), refitted)
     notes = (*removal.notes, *remarks, *corrected, *_patterns_lost(start, packed))
     return _Pruned(packed, analysis, plan, (proof, *found), notes, removal.latency)
-
-
-def _quantized(
-    request: Request, deployed: Program, calibration: Any, journal: Journal
-) -> tuple[Program | None, QuantizationPlan | None]:
-    """Calibrate, decide and quantize, where asked for; the program itself where nothing can be."""
-    if request.quantize is None:
-        return None, None
-    with journal.step("calibrate"):
-        observed = tensors_to_observe(deployed, request.target, request.quantize)
-        ranges = calibrate(deployed, calibration, observed)
-    with journal.step("plan-quantization"):
-        plan = plan_quantization(deployed, ranges, request.target, request.quantize)
-    return journal.apply(QuantizeTensors(plan), deployed), plan
 
 
 def _evidence(request: Request, analysis: Analysis, journal: Journal) -> Evidence | None:
@@ -209,7 +191,9 @@ def _switched_off(found: Equivalence) -> str:
     return said
 
 
-def _samples(program: Program, calibration: Iterable[Any] | None) -> tuple[tuple[Batch, ...], Any]:
+def _samples(
+    program: Program, calibration: Iterable[Any] | None
+) -> tuple[tuple[Batch, ...], Calibration | None]:
     """Return up to `SAMPLES` samples of the calibration data as flat inputs, and data that is still whole.
 
     What can be read only once is put together again from what was taken and what is left.
@@ -217,10 +201,11 @@ def _samples(program: Program, calibration: Iterable[Any] | None) -> tuple[tuple
     if calibration is None:
         return (), None
     if not isinstance(calibration, Iterator):
-        return tuple(_taken(program, flat_batches(program, calibration))), calibration
+        taken = tuple(_taken(program, flat_batches(program, calibration)))
+        return taken, Calibration(calibration, calibration)
     held: list[Any] = []
     flat = (bind(program, batch) for batch in _recorded(calibration, held))
-    return tuple(_taken(program, flat)), chain(held, calibration)
+    return tuple(_taken(program, flat)), Calibration(chain(held, calibration), held)
 
 
 def _recorded(batches: Iterator[Any], held: list[Any]) -> Iterator[Any]:
@@ -262,13 +247,14 @@ def _uncounted(program: Program) -> tuple[str, ...]:
     return (f"the MACs leave out operators whose work is not known: {names}{more}",)
 
 
-def _notes(pruning: PruningPlan | None, quantization: QuantizationPlan | None) -> tuple[str, ...]:
+def _notes(pruning: PruningPlan | None, nothing: bool) -> tuple[str, ...]:
+    """What to say of the plans; `nothing`: quantization was asked for and had nothing to do."""
     notes = []
     if pruning is not None and pruning.relaxed:
         notes.append(
             f"{len(pruning.relaxed)} of {len(pruning.channels)} pruned groups have widths off the target's "
             f"channel block, to meet the budget: {', '.join(sorted(pruning.relaxed)[:4])}"
         )
-    if quantization is not None and not quantization.kernels:
+    if nothing:
         notes.append("no operator of this model has an integer kernel on the target: it stays in float")
     return tuple(notes)

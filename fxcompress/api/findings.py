@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fxcompress.analysis.cost import Cost, cost
 from fxcompress.analysis.prunability import prunability
-from fxcompress.api.candidates import INT8, ORIGINAL, Candidate, Choice
+from fxcompress.api.candidates import ORIGINAL, Candidate, Choice
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
@@ -20,7 +20,6 @@ from fxcompress.lowering.provenance import owner_of
 from fxcompress.measure import Difference, differences, program_runner, resized, session_runner
 from fxcompress.passes.contract import Decline
 from fxcompress.pipeline import Entry
-from fxcompress.plan.quantization import QuantizationPlan
 from fxcompress.proof.exposure import feeds_of
 from fxcompress.report.listings import frozen_entries, reach
 from fxcompress.report.report import (
@@ -131,7 +130,7 @@ def report_of(
         notes=_notes(request, made, winner, samples, findings),
         candidates=tuple(_candidate(item, findings) for item in candidates),
         proofs=findings.proofs,
-        operators=_operators(winner, made.quantization),
+        operators=_operators(winner, made),
         latency_budget=made.latency_budget,
         settings=request.settings,
         seconds=findings.seconds,
@@ -167,12 +166,14 @@ def _candidate(item: Candidate, findings: Findings) -> CandidateEntry:
     )
 
 
-def _operators(winner: Candidate, plan: QuantizationPlan | None) -> Operators | None:
+def _operators(winner: Candidate, made: Compressed) -> Operators | None:
     """Compare the operators meant for int8 with those that the runtime executes in integers.
 
     An operator may have become several ONNX nodes (a linear is MatMul and Add); one in integers will do.
     """
-    if plan is None or winner.name != INT8:
+    variant = made.variant(winner.name)
+    plan = None if variant is None else variant.plan
+    if plan is None:
         return None
     executors = executor_of(executed(winner.content))
     integer = {
@@ -192,9 +193,11 @@ def _notes(
         notes.append(f"timed with a batch of {samples}: the model's batch is fixed")
     if winner.name == ORIGINAL:
         notes.append("every compressed form was slower than the original, which is what is returned")
-    if request.quantize is not None and winner.name != INT8:
-        reason = findings.choice.reasons.get(INT8, "no operator could be quantized; the passes say why")
-        notes.append(f"int8 was asked for, and the {winner.name} model is handed out; int8: {reason}")
+    variant = made.variant(winner.name)
+    if variant is not None:
+        notes.extend(variant.notes)
+    elif request.quantize is not None:
+        notes.append(_not_quantized(request.quantize.mode, made, winner, findings))
     notes.extend(
         f"the peak memory of the {name} model was not measured: {peak.trouble}"
         for name, peak in findings.memory.items()
@@ -206,6 +209,13 @@ def _notes(
             "the output error is infinite: NaN or infinities where the original has numbers, or else"
         )
     return tuple(dict.fromkeys(notes))
+
+
+def _not_quantized(mode: str, made: Compressed, winner: Candidate, findings: Findings) -> str:
+    """Why nothing in the mode that was asked for is handed out."""
+    reasons = [f"{item.name}: {findings.choice.reasons[item.name]}" for item in made.variants]
+    why = "; ".join(reasons) or f"{mode}: no operator could be quantized; the passes say why"
+    return f"{mode} was asked for, and the {winner.name} model is handed out; {why}"
 
 
 def _declined(site: Decline) -> DeclinedSite:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import onnx
 
-from fxcompress.api.candidates import FLOAT, INT8, ORIGINAL, Candidate, Choice, Rules, choose
+from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed, compress
 from fxcompress.api.findings import Findings, compare_outputs, peak_memories, report_of, time_all
-from fxcompress.api.proofs import prove_float, prove_integers, prove_original
+from fxcompress.api.preparing import refuse_unbuilt as refuse_unbuilt_options
+from fxcompress.api.proofs import prove_float, prove_original, prove_variant
+from fxcompress.api.quantizing_modes import refuse_unbuilt_mode
 from fxcompress.api.request import (
     Model,
     Request,
@@ -23,8 +25,7 @@ from fxcompress.api.request import (
     stages,
 )
 from fxcompress.api.result import Plan, Result
-from fxcompress.errors import NotSupported
-from fxcompress.graph.program import Program
+from fxcompress.errors import NotSupported, ProofError
 from fxcompress.lowering.lower import lower
 from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal, Progress
@@ -70,7 +71,8 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         model: a module in evaluation mode, an exported or captured program, or a `.pt2` or `.fxc` path.
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs; inferred when absent.
         prune: the share of the MACs to remove, such as 0.5, or `Prune(...)`, or a plan that was made before.
-        quantize: `"int8"` or `Quantize(...)`; needs `calibration`.
+        quantize: a mode, such as `"int8"` (which needs `calibration`), or `Quantize(...)`. Float, everything
+            in the mode and mixtures of both are tried; the best that was measured is returned.
         recover: not built yet.
         calibration: batches of typical inputs: a tensor, a tuple or dict of inputs, or (inputs, label). By
             itself it quantizes nothing.
@@ -116,35 +118,37 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         batch=batch,
         progress=progress,
     )
+    refuse_unbuilt_mode(request)
+    refuse_unbuilt_options(request)
     journal = Journal(progress)
     with journal.step("capture"):
         original = program_of(model, example_inputs, dynamic_shapes, trust=trust)
     made = compress(request, original, journal)
     candidates = _lowered(request, made, journal)
-    proofs = (*made.proofs, *_proven(made, candidates, journal))
+    with journal.step("prove-float"):
+        proofs = [*made.proofs, prove_float(made, candidates[1])]
     with journal.step("measure"):
         times = time_all(request, original, candidates)
         errors = compare_outputs(request, made, candidates)
-    with journal.step("choose"):
-        choice = _chosen(request, original, candidates, times)
+    choosing = _Choosing(request, made, journal, proofs)
+    choice = choosing.choose(candidates, times)
     winner = next(item for item in candidates if item.name == choice.winner)
     if winner.name == ORIGINAL:
         with journal.step("prove-original"):
-            proofs = (*proofs, prove_original(made, winner))
+            proofs.append(prove_original(made, winner))
     with journal.step("measure-memory"):
         memory = peak_memories(request, original, (candidates[0], winner))
     seconds = time.perf_counter() - start
-    findings = Findings(times, errors, memory, choice, proofs, tuple(journal.entries), seconds)
+    findings = Findings(times, errors, memory, choice, tuple(proofs), tuple(journal.entries), seconds)
     return _result(made, winner, report_of(request, made, candidates, findings), threads)
 
 
 def _lowered(request: Request, made: Compressed, journal: Journal) -> tuple[Candidate, ...]:
     """Lower the original and what was made of it; a program that no pass changed is not lowered twice."""
-    programs = {ORIGINAL: made.original, FLOAT: made.deployed, INT8: made.quantized}
+    programs = {ORIGINAL: made.original, FLOAT: made.deployed}
+    programs |= {variant.name: variant.program for variant in made.variants}
     candidates: list[Candidate] = []
     for name, program in programs.items():
-        if program is None:
-            continue
         known = next((item for item in candidates if item.program is program), None)
         if known is not None:
             candidates.append(replace(known, name=name))
@@ -171,42 +175,51 @@ def _content(model: onnx.ModelProto) -> bytes:
     return content
 
 
-def _proven(made: Compressed, candidates: Sequence[Candidate], journal: Journal) -> list[Proof]:
-    """Prove each lowered candidate against its program."""
-    proofs = []
-    for item in candidates[1:]:
-        with journal.step(f"prove-{item.name}"):
-            if item.name == FLOAT:
-                proofs.append(prove_float(made, item))
+@dataclass(frozen=True)
+class _Choosing:
+    """The choice, with what it needs to look at a candidate more closely: its metric and its proof."""
+
+    request: Request
+    made: Compressed
+    journal: Journal
+    proofs: list[Proof]
+
+    def choose(self, candidates: Sequence[Candidate], times: Comparison) -> Choice:
+        """Choose by the measured times, the metric where the user gave one, and proofs."""
+        forced = self.request.quantize is not None and self.request.quantize.precision == "full"
+        rules = Rules(self.request.objective, forced, self.request.max_drop)
+        metric = None if self.request.evaluate is None else partial(self._metric, self.request.evaluate)
+        return choose(candidates, times, rules, metric, partial(self._fault, forced=forced))
+
+    def _metric(self, evaluate: Callable[[ModelCall], float], item: Candidate) -> float:
+        """The user's metric: the original runs in torch, the others as the sessions they are deployed as."""
+        with self.journal.step(f"evaluate-{item.name}"):
+            if item.name == ORIGINAL:
+                runner = program_runner(self.made.original)
             else:
-                proofs.append(prove_integers(made, item))
-    return proofs
+                runner = session_runner(item.content, self.request.threads)
+            return evaluate_model(evaluate, as_model(self.made.original, runner), f"the {item.name} model")
 
-
-def _chosen(
-    request: Request, original: Program, candidates: Sequence[Candidate], times: Comparison
-) -> Choice:
-    """Choose by the measured times and, where the user gave one, the metric."""
-    forced = request.quantize is not None and request.quantize.precision == "full"
-    rules = Rules(request.objective, forced, request.max_drop)
-    if request.evaluate is None:
-        return choose(candidates, times, rules, None)
-    return choose(candidates, times, rules, partial(_metric, request, request.evaluate, original))
-
-
-def _metric(
-    request: Request, evaluate: Callable[[ModelCall], float], original: Program, item: Candidate
-) -> float:
-    """The user's metric: the original runs in torch, the others as the sessions they are deployed as."""
-    if item.name == ORIGINAL:
-        runner = program_runner(original)
-    else:
-        runner = session_runner(item.content, request.threads)
-    return evaluate_model(evaluate, as_model(original, runner), f"the {item.name} model")
+    def _fault(self, item: Candidate, *, forced: bool) -> str | None:
+        """Prove a variant; a proof that fails is a reason not to take it, unless nothing else was asked
+        for.
+        """
+        variant = self.made.variant(item.name)
+        if variant is None:
+            return None
+        try:
+            with self.journal.step(f"prove-{item.name}"):
+                self.proofs.append(prove_variant(self.made, item, variant))
+        except ProofError as error:
+            if forced:
+                raise
+            return f"its proof failed: {error.message}"
+        return None
 
 
 def _result(made: Compressed, winner: Candidate, report: Report, threads: int) -> Result:
     if winner.name == ORIGINAL:
         return Result(made.original, made.original, Plan(), winner.model, report, threads)
-    plan = Plan(made.pruning, made.quantization if winner.name == INT8 else None)
+    variant = made.variant(winner.name)
+    plan = Plan(made.pruning, None if variant is None else variant.plan)
     return Result(winner.program, made.trainable, plan, winner.model, report, threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxcompress.api.candidates import Candidate
 from fxcompress.api.compress import Compressed, leading
+from fxcompress.api.variant import Batch, Variant
 from fxcompress.graph.program import Program
 from fxcompress.proof.integer import integer_bound
 from fxcompress.proof.parity import parity_at_sizes
@@ -36,9 +37,16 @@ def _parity(program: Program, item: Candidate, state: str) -> Proof:
     return Proof("float-parity", found.error, found.bound, detail)
 
 
-def prove_integers(made: Compressed, item: Candidate) -> Proof:
-    """Prove an int8 model against its program, on calibration samples; raises ProofError."""
-    inputs = leading(made.original, made.samples[0], PROOF_SAMPLES)
+def prove_variant(made: Compressed, item: Candidate, variant: Variant) -> Proof:
+    """Prove a quantized model against its program, as its kind of variant is; raises ProofError."""
+    batches = made.samples or (made.original.flat_example(),)
+    inputs = leading(made.original, batches[0], PROOF_SAMPLES)
+    if variant.prove is not None:
+        return variant.prove(item.model, [inputs])
+    return _prove_integers(made, item, inputs)
+
+
+def _prove_integers(made: Compressed, item: Candidate, inputs: Batch) -> Proof:
     found = integer_bound(made.deployed, item.program, item.model, inputs)
     detail = (
         f"session against program at {found.output!r}; the bound is half of the quantization error and twice "

@@ -47,7 +47,7 @@ class Request:
     progress: Progress | None
 
     def __post_init__(self) -> None:
-        if self.quantize is not None and self.calibration is None:
+        if self.quantize is not None and self.quantize.needs_calibration and self.calibration is None:
             raise InputError(
                 "quantize needs calibration data: ranges of activations are measured, not guessed",
                 hint="pass calibration=[batch, ...] or a DataLoader: some dozens of typical inputs; a batch "
@@ -132,12 +132,12 @@ def pruning_options(prune: float | Prune | PruningPlan | None) -> Prune | Prunin
 
 
 def quantization_options(quantize: str | Quantize | None) -> Quantize | None:
-    """Turn `quantize="int8"` into options; they check themselves."""
+    """Turn `quantize="int8"`, a mode, into options; they check themselves."""
     if quantize is None or isinstance(quantize, Quantize):
         return quantize
     if not isinstance(quantize, str):
-        raise InputError(f"quantize={quantize!r} is no scheme and no Quantize", hint='pass quantize="int8"')
-    return Quantize(scheme=quantize)
+        raise InputError(f"quantize={quantize!r} is no mode and no Quantize", hint='pass quantize="int8"')
+    return Quantize(mode=quantize)
 
 
 def stages(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -35,6 +36,7 @@ from fxcompress.targets.target import Kernel, Target
 
 CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
 KEEPS_SCALE = (Kind.LAYOUT, Kind.PAD)
+NOT_CHOSEN = "float was chosen: with the conversions around it, integers would take longer or cost accuracy"
 READS_FLOAT = "integers would cost more conversions than they save: its neighbours are in float"
 UNKNOWN = "no quantization rule for this operator"
 
@@ -62,12 +64,22 @@ class Placement:
         return list(dict.fromkeys(self.tensors.values()))
 
 
-def place(program: Program, target: Target, exclude: Sequence[str] = ()) -> Placement:
+def place(
+    program: Program,
+    target: Target,
+    exclude: Sequence[str] = (),
+    integers: AbstractSet[str] | None = None,
+) -> Placement:
     """Decide the precision of every operator.
 
-    `exclude` are shell patterns of node names, parameter names or module paths that stay in float.
+    Args:
+        program: what is to be quantized.
+        target: the runtime.
+        exclude: shell patterns of node names, parameter names or module paths that stay in float.
+        integers: the names of the operators that run in int8 where the target has a kernel for them, and no
+            others; layout follows what it reads. None stands for rules 1 and 2.
     """
-    placer = _Placer(program, target, tuple(exclude))
+    placer = _Placer(program, target, tuple(exclude), integers)
     placer.contractions()
     placer.find_wanted()
     placer.movers()
@@ -79,8 +91,14 @@ def place(program: Program, target: Target, exclude: Sequence[str] = ()) -> Plac
 class _Placer:
     """The state of one placement."""
 
-    def __init__(self, program: Program, target: Target, exclude: tuple[str, ...]) -> None:
-        self.program, self.target, self.exclude = program, target, exclude
+    def __init__(
+        self,
+        program: Program,
+        target: Target,
+        exclude: tuple[str, ...],
+        integers: AbstractSet[str] | None = None,
+    ) -> None:
+        self.program, self.target, self.exclude, self.integers = program, target, exclude, integers
         self.calls = [node for node in program.graph.nodes if node.op == "call_function"]
         self.result = Placement()
         self.root: dict[fx.Node, fx.Node] = {}
@@ -106,7 +124,10 @@ class _Placer:
     def _fault(self, node: fx.Node, row: Role) -> str | None:
         if self._excluded(node, row):
             return "excluded by name"
-        return contraction_fault(self.program, node, row, self.target)
+        fault = contraction_fault(self.program, node, row, self.target)
+        if fault is None and self.integers is not None and node.name not in self.integers:
+            return NOT_CHOSEN
+        return fault
 
     def _sharing_fault(self, node: fx.Node, faults: dict[fx.Node, str | None]) -> str | None:
         row = _row(node)
@@ -176,6 +197,8 @@ class _Placer:
         sources = activations(node, row)
         if row.kind in KEEPS_SCALE:
             return None if sources[0] in self.root else READS_FLOAT
+        if self.integers is not None:
+            return None if node.name in self.integers else NOT_CHOSEN
         return None if self._saves_conversions(node, row, sources) else READS_FLOAT
 
     def _saves_conversions(self, node: fx.Node, row: Role, sources: list[fx.Node]) -> bool:

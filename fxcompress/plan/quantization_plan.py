@@ -16,8 +16,17 @@ import numpy as np
 from fxcompress.errors import InputError, NotSupported
 from fxcompress.numerics.affine import Affine, as_float32
 
-SCHEMES = ("int8",)
+MODES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "float16", "bfloat16")
 PRECISIONS = ("auto", "full")
+CALIBRATORS = ("minmax", "average", "percentile", "mse", "entropy")
+WEIGHT_RANGES = ("minmax", "mse")
+ROUNDINGS = ("nearest", "adaptive")
+_CHOICES = {
+    "precision": PRECISIONS,
+    "calibrator": CALIBRATORS,
+    "weight_range": WEIGHT_RANGES,
+    "rounding": ROUNDINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -25,27 +34,58 @@ class Quantize:
     """What the user asks for.
 
     Args:
-        scheme: `"int8"`, static uint8 activations and int8 weights.
-        precision: `"full"` runs in int8 all that can; `"auto"` leaves to the target what pays.
+        mode: `"int8"`, static: uint8 activations by calibrated ranges and int8 weights. `"int8-dynamic"`:
+            ranges of activations are found at run time. `"int8-weights"`, `"int4-weights"`: only weights of
+            large linears are stored as integers. `"float16"`, `"bfloat16"`: shorter floats.
+        precision: `"full"` runs in the mode all that can; `"auto"` tries float, full and mixtures of both,
+            and takes the best that was measured.
         exclude: shell patterns of node names, parameter names or module paths that stay in float.
+        calibrator: how ranges follow from calibration data: `"minmax"`, `"average"` (moving, of minima and
+            maxima), `"percentile"`, `"mse"`, `"entropy"`.
+        weight_range: how scales of weights are found: `"minmax"`, or `"mse"`, the scale of the least squared
+            error.
+        equalize: balance the channels of successive layers first; None does where it helps.
+        smooth: move the scales of outlier channels from activations into weights; None does where it helps.
+        correct_bias: correct biases for the mean error that quantization leaves; None does where it helps.
+        rounding: of weights, `"nearest"`, or `"adaptive"`: up or down, whichever keeps the outputs.
+        block_size: weights per scale, where only weights are quantized.
     """
 
-    scheme: str = "int8"
+    mode: str = "int8"
     precision: str = "auto"
     exclude: tuple[str, ...] = ()
+    calibrator: str = "minmax"
+    weight_range: str = "minmax"
+    equalize: bool | None = None
+    smooth: bool | None = None
+    correct_bias: bool | None = None
+    rounding: str = "nearest"
+    block_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise NotSupported(
-                f"there is no scheme {self.scheme!r}", hint=f"the schemes are: {', '.join(SCHEMES)}"
-            )
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.mode not in MODES:
+            raise NotSupported(f"there is no mode {self.mode!r}", hint=f"the modes are: {', '.join(MODES)}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("equalize", "smooth", "correct_bias"):
+            if getattr(self, name) not in (None, True, False):
+                raise InputError(f"{name} is True, False or None, not {getattr(self, name)!r}")
+        if isinstance(self.exclude, str) or not all(isinstance(item, str) for item in self.exclude):
+            raise InputError(f"exclude is a list of patterns, not {self.exclude!r}")
+        size = self.block_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 16 or size & (size - 1):
+            raise InputError(f"block_size is a power of two from 16 on, not {size!r}")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether ranges must be measured before anything can be quantized."""
+        return self.mode == "int8"
 
 
 @dataclass(frozen=True)
 class ActivationScheme:
-    """The uint8 form of an activation.
+    """The 8-bit form of an activation, `dtype` "uint8" or "int8".
 
     `shares` names the tensor whose scale this one has, where it is not its own: layout keeps scales.
     """
@@ -53,18 +93,22 @@ class ActivationScheme:
     scale: float
     zero_point: int
     shares: str | None = None
+    dtype: str = "uint8"
 
     @property
     def affine(self) -> Affine:
         """The scheme as numbers."""
-        return Affine(self.scale, self.zero_point)
+        low = -128 if self.dtype == "int8" else 0
+        return Affine(self.scale, self.zero_point, low, low + 255)
 
 
 @dataclass(frozen=True)
 class WeightScheme:
-    """The int8 form of a weight: symmetric, one scale per channel along `axis`, integers `-limit..limit`."""
+    """The int8 form of a weight: symmetric, integers `-limit..limit`; one scale per channel along `axis`, or
+    one for all (None).
+    """
 
-    axis: int
+    axis: int | None
     limit: int
     scales: tuple[float, ...]
 
@@ -144,10 +188,7 @@ class QuantizationPlan:
             return cls(
                 target=data["target"],
                 kernels=dict(data["kernels"]),
-                activations={
-                    name: ActivationScheme(as_float32(item["scale"]), item["zero_point"], item["shares"])
-                    for name, item in data["activations"].items()
-                },
+                activations={name: _activation(item) for name, item in data["activations"].items()},
                 integer_only=tuple(data["integer_only"]),
                 weights={
                     name: WeightScheme(item["axis"], item["limit"], _floats(item["scales"]))
@@ -189,7 +230,7 @@ class QuantizationPlan:
         for name, weight in self.weights.items():
             low, high = min(weight.scales), max(weight.scales)
             lines.append(
-                f"  {name:{width}}  axis {weight.axis}, scales {low:.3g} to {high:.3g}, +-{weight.limit}"
+                f"  {name:{width}}  {_along(weight)}, scales {low:.3g} to {high:.3g}, +-{weight.limit}"
             )
         return lines
 
@@ -204,6 +245,11 @@ class QuantizationPlan:
         return ["float", *lines]
 
 
+def _activation(item: Mapping[str, Any]) -> ActivationScheme:
+    dtype = item.get("dtype", "uint8")  # plans of the first release do not say
+    return ActivationScheme(as_float32(item["scale"]), item["zero_point"], item["shares"], dtype)
+
+
 def _plain(scheme: ActivationScheme | WeightScheme | BiasScheme) -> dict[str, Any]:
     data = asdict(scheme)
     if "scale" in data:
@@ -211,6 +257,10 @@ def _plain(scheme: ActivationScheme | WeightScheme | BiasScheme) -> dict[str, An
     if "scales" in data:
         data["scales"] = [_digits(scale) for scale in data["scales"]]
     return data
+
+
+def _along(weight: WeightScheme) -> str:
+    return "per tensor" if weight.axis is None else f"axis {weight.axis}"
 
 
 def _digits(scale: float) -> float:

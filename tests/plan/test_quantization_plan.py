@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -114,10 +115,32 @@ def test_a_weight_serves_the_bias_of_every_reader():
 
 
 def test_options_are_checked():
-    with pytest.raises(NotSupported, match="int4"):
+    with pytest.raises(NotSupported, match="no mode 'int4'"):
         Quantize("int4")
-    with pytest.raises(InputError, match="precision"):
-        Quantize(precision="half")
+    assert Quantize().needs_calibration
+    assert not Quantize("float16").needs_calibration
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("precision", "half"),
+        ("calibrator", "median"),
+        ("weight_range", "percentile"),
+        ("rounding", "up"),
+        ("equalize", "yes"),
+        ("smooth", 0.5),
+        ("correct_bias", 2),
+        ("exclude", "head"),
+        ("exclude", (1,)),
+        ("block_size", 48),
+        ("block_size", 8),
+        ("block_size", True),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(option: str, value: Any):
+    with pytest.raises(InputError, match=option):
+        Quantize(**{option: value})
 
 
 def test_options_exclude():

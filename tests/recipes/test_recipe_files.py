@@ -146,7 +146,7 @@ DEPTH = '[[pass]]\nname = "depth"\n'
         ("pass = [1]", 1, "1 is not a table", "[[pass]]"),
         ("description = 3", 1, "no text", ""),
         ('[[pass]]\nname = "fuse-batch-norm"\nlevel = 3', 3, "unknown field 'level'", "there are none"),
-        ('[[pass]]\nname = "quantize"\nscheme = "int3"', 3, "no scheme 'int3'", "int8"),
+        ('[[pass]]\nname = "quantize"\nmode = "int3"', 3, "no mode 'int3'", "int8"),
         ('[[pass]]\nname = "quantize"\n\n' + PRUNE, 4, "the weights are integers", "prune before quantize"),
         (PRUNE + PRUNE, 3, "this is the second", "result.trainable"),
         (

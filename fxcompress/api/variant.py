@@ -1,0 +1,40 @@
+"""A way to run the deployed program in fewer bits: made by `api/quantizing.py`, a candidate once lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx
+from torch import Tensor
+
+from fxcompress.graph.program import Program
+from fxcompress.plan.quantization_plan import QuantizationPlan
+from fxcompress.report.report import Proof
+
+Batch = Sequence[Tensor]
+"""Flat inputs of a program."""
+
+Prover = Callable[[onnx.ModelProto, Sequence[Batch]], Proof]
+"""Compares the lowered model with its program on a few batches; raises ProofError."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A program in fewer bits.
+
+    Args:
+        name: the candidate's name in the report; the first variant of a mode is the one that
+            `precision="full"` asks for.
+        program: what is lowered.
+        plan: the precision of every operator, where it was planned.
+        notes: what a reader of the report should know, if this one is handed out.
+        prove: how its model is proven; None stands for the bound of integers, which needs a `plan`'s
+            Q/DQ pairs.
+    """
+
+    name: str
+    program: Program
+    plan: QuantizationPlan | None = None
+    notes: tuple[str, ...] = ()
+    prove: Prover | None = None
