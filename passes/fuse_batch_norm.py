@@ -12,38 +12,35 @@ is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
-from fxcompress.graph.edit import add_tensor, erase, reinfer, replace_uses, set_arg, set_tensor, tidy
+from fxcompress.graph.edit import erase, reinfer, replace_uses, tidy
 from fxcompress.graph.program import Program
-from fxcompress.graph.walk import argument, source, tensor, value
-from fxcompress.numerics.folding import batch_norm_as_affine, fold_bias, scale_rows, scale_transposed
+from fxcompress.graph.walk import argument, source, value
+from fxcompress.numerics.folding import batch_norm_as_affine, fold_bias
+from fxcompress.passes.affine_sites import (
+    AFFINES,
+    LAYOUTS,
+    bias_of,
+    carried,
+    channel_axis,
+    detached,
+    is_stored,
+    required,
+    scaler,
+    store,
+    weight_obstacle,
+    weight_of,
+)
 from fxcompress.passes.contract import Decline, Outcome
-from fxcompress.passes.shape_facts import operand, same_sizes
+from fxcompress.passes.shape_facts import operand
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Affine:
-    """An operator that is linear in its weight: the positions of weight and bias, and where the channels are.
-
-    ``spatial`` is the number of axes after the channels in the output (None: all but batch and channels),
-    ``axis`` the weight's output axis; ``mirrored`` weights are ``[in, out/groups, *kernel]``.
-    """
-
-    weight: int
-    bias: int
-    spatial: int | None
-    axis: int = 0
-    mirrored: bool = False
 
 
 NORMS = frozenset(
@@ -56,33 +53,6 @@ NORMS = frozenset(
     }
 )
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
-
-AFFINES: dict[object, Affine] = {
-    aten.conv1d.default: Affine(1, 2, spatial=1),
-    aten.conv1d.padding: Affine(1, 2, spatial=1),
-    aten.conv2d.default: Affine(1, 2, spatial=2),
-    aten.conv2d.padding: Affine(1, 2, spatial=2),
-    aten.conv3d.default: Affine(1, 2, spatial=3),
-    aten.conv3d.padding: Affine(1, 2, spatial=3),
-    aten.conv_transpose1d.default: Affine(1, 2, spatial=1, mirrored=True),
-    aten.conv_transpose2d.input: Affine(1, 2, spatial=2, mirrored=True),
-    aten.conv_transpose3d.input: Affine(1, 2, spatial=3, mirrored=True),
-    aten.convolution.default: Affine(1, 2, spatial=None),  # its flag `transposed` says whether it is mirrored
-    aten.linear.default: Affine(1, 2, spatial=0),
-    aten.addmm.default: Affine(2, 0, spatial=0, axis=1),
-}
-
-LAYOUTS = frozenset(
-    {
-        aten.permute.default,
-        aten.transpose.int,
-        aten.view.default,
-        aten.reshape.default,
-        aten.flatten.using_ints,
-        aten.contiguous.default,
-        aten.clone.default,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -127,43 +97,22 @@ def _site(norm: Node) -> Site | str:
     node, dim = operand(norm), 1
     through: list[Node] = []
     while isinstance(node, Node) and node.target in LAYOUTS:
-        before = _carried(node, dim)
+        before = carried(node, dim)
         if before is None:
             return f"{node.name} mixes the channels with another axis"
         through.append(node)
         node, dim = operand(node), before
     if not isinstance(node, Node) or node.target not in AFFINES:
         return f"follows {_called(node)}, which has no weight to fold into"
-    rank, spatial = value(node).dim(), AFFINES[node.target].spatial
-    channels = 1 if spatial is None else rank - spatial - 1
+    channels = channel_axis(node, value(node).dim())
     if dim != channels:
         return f"normalises axis {dim} of {node.name}, whose channels are axis {channels}"
     return Site(norm, node, tuple(through))
 
 
-def _carried(node: Node, dim: int) -> int | None:
-    """Return the axis of a layout operator's input that is axis ``dim`` of its output, or None."""
-    before, after = value(node.all_input_nodes[0]), value(node)
-    rank = before.dim()
-    if node.target == aten.permute.default:
-        return int(argument(node, "dims")[dim]) % rank
-    if node.target == aten.transpose.int:
-        first, second = (int(argument(node, name)) % rank for name in ("dim0", "dim1"))
-        return {first: second, second: first}.get(dim, dim)
-    # Row-major reshapes keep an axis when everything up to it, or everything from it on, keeps its sizes.
-    if dim < rank and same_sizes(before.shape[: dim + 1], after.shape[: dim + 1]):
-        return dim
-    behind = after.dim() - dim
-    if behind <= rank and same_sizes(before.shape[rank - behind :], after.shape[dim:]):
-        return rank - behind
-    return None
-
-
 def _obstacle(program: Program, site: Site) -> str | None:
     """Return why a site must be left alone, or None."""
-    return (
-        _norm_obstacle(program, site.norm) or _flow_obstacle(site) or _weight_obstacle(program, site.affine)
-    )
+    return _norm_obstacle(program, site.norm) or _flow_obstacle(site) or weight_obstacle(program, site.affine)
 
 
 def _norm_obstacle(program: Program, norm: Node) -> str | None:
@@ -173,7 +122,7 @@ def _norm_obstacle(program: Program, norm: Node) -> str | None:
     if argument(norm, "training", False):
         return "in training mode: call .eval() before folding"
     for name, node in given.items():
-        if node is not None and not _stored(program, node):
+        if node is not None and not is_stored(program, node):
             return f"its {name} is computed, not stored"
     if _returns_tuple(norm) and any(user.args[1] != 0 for user in norm.users):
         return "its saved statistics are used"
@@ -190,83 +139,29 @@ def _flow_obstacle(site: Site) -> str | None:
     return None
 
 
-def _weight_obstacle(program: Program, affine: Node) -> str | None:
-    row = AFFINES[affine.target]
-    for index, name in ((row.weight, "weight"), (row.bias, "bias")):
-        node = operand(affine, index)
-        if node is None:
-            continue
-        if not _stored(program, node):
-            return f"the {name} of {affine.name} is computed, not stored"
-        if len(node.users) > 1:
-            others = ", ".join(sorted(user.name for user in node.users if user is not affine))
-            return f"the {name} of {affine.name} is shared ({node.target}, also used by {others})"
-    if affine.target == aten.addmm.default:
-        if affine.kwargs:
-            return f"{affine.name} scales its terms"
-        if value(_required(affine)).dim() != 1:
-            return f"the bias of {affine.name} is not one number per channel"
-    return None
-
-
 def _fold(program: Program, site: Site) -> None:
     """Rewrite weight and bias of the affine operator, and let the norm's input take the norm's place."""
     norm, affine = site.norm, site.affine
-    row = AFFINES[affine.target]
-    gamma, beta, mean, var = (_detached(program, argument(norm, name)) for name in NORM_TENSORS)
+    gamma, beta, mean, var = (detached(program, argument(norm, name)) for name in NORM_TENSORS)
     assert mean is not None  # _norm_obstacle has looked
     assert var is not None
     folded = batch_norm_as_affine(mean, var, gamma, beta, float(argument(norm, "eps")))
 
-    weight_node, bias_node = _required(affine, row.weight), operand(affine, row.bias)
-    weight = tensor(program, weight_node)
-    bias = fold_bias(_detached(program, bias_node), folded, weight.dtype)
-    set_tensor(program, str(weight_node.target), _scaler(affine)(weight.detach(), folded.scale))
-    if bias_node is not None:
-        set_tensor(program, str(bias_node.target), bias)
-    else:
-        name = _bias_name(str(weight_node.target))
-        set_arg(affine, row.bias, add_tensor(program, name, bias, trainable=isinstance(weight, nn.Parameter)))
+    weight = weight_of(program, affine)
+    bias = fold_bias(bias_of(program, affine), folded, weight.dtype)
+    store(program, affine, scaler(affine)(weight, folded.scale), bias)
     _bypass(norm)
-
-
-def _scaler(affine: Node) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function that scales this operator's weight along its output channels."""
-    row = AFFINES[affine.target]
-    if row.mirrored or argument(affine, "transposed", False):
-        return partial(scale_transposed, groups=int(argument(affine, "groups")))
-    return partial(scale_rows, axis=row.axis)
 
 
 def _bypass(norm: Node) -> None:
     """Replace a batch norm, or the first value of its tuple, by its input."""
     if _returns_tuple(norm):
         for result in list(norm.users):
-            replace_uses(result, _required(norm))
+            replace_uses(result, required(norm))
             erase(result)
     else:
-        replace_uses(norm, _required(norm))
+        replace_uses(norm, required(norm))
     erase(norm)
-
-
-def _bias_name(weight: str) -> str:
-    """Return the name of a new bias beside a weight: ``conv.weight`` makes ``conv.bias``."""
-    prefix, dot, leaf = weight.rpartition(".")
-    return f"{prefix}{dot}{'bias' if leaf == 'weight' else f'{leaf}_bias'}"
-
-
-def _required(node: Node, index: int = 0) -> Node:
-    found = operand(node, index)
-    assert found is not None  # every row of the tables points at a tensor
-    return found
-
-
-def _stored(program: Program, node: object) -> bool:
-    return isinstance(node, Node) and node.op == "get_attr" and isinstance(tensor(program, node), Tensor)
-
-
-def _detached(program: Program, node: Node | None) -> Tensor | None:
-    return None if node is None else tensor(program, node).detach()
 
 
 def _returns_tuple(norm: Node) -> bool:
