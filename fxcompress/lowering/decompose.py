@@ -27,6 +27,7 @@ from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from fxcompress.lowering.operator_forms import form_of
+from fxcompress.lowering.runtime_operators import register
 from fxcompress.ops.arguments import arguments
 
 ORIGIN = "fxcompress_origin"
@@ -72,8 +73,10 @@ class LocalProgram(ExportedProgram):
 
 @cache
 def registry(opset: int) -> ONNXRegistry:
-    """The exporter's table of operators for an opset; read, never written."""
-    return ONNXRegistry.from_torchlib(opset)
+    """The exporter's table of operators for an opset, with ours; read, never written."""
+    table = ONNXRegistry.from_torchlib(opset)
+    register(table)
+    return table
 
 
 @cache

@@ -33,6 +33,7 @@ from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.lowering.decompose import ORIGIN, LocalProgram, registry
 from fxcompress.lowering.lift import lift
+from fxcompress.lowering.runtime_forms import runtime_forms
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def export(program: Program, opset: int) -> Exported:
     Raises:
         LoweringError: an operator has no ONNX form.
     """
-    lifted = lift(program)
+    lifted = lift(runtime_forms(program))
     try:
         with _quiet():
             written = _core.export(
