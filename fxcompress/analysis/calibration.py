@@ -1,6 +1,6 @@
 """Ranges of activations, from data that streams through the program once.
 
-Each tensor keeps two numbers, whatever the number of samples; one batch is held at a time.
+Each tensor keeps two numbers or one histogram, whatever the number of samples; one batch is held at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxcompress.analysis.bounds import bounded
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor
@@ -30,12 +31,15 @@ def calibrate(
     """Return the range of each tensor in `tensors` (node names) over all batches.
 
     A batch is whatever the model takes: a tensor, a tuple or dict of inputs, or `(inputs, label)`. The
-    program is run in evaluation mode. `progress` is called after each batch with the number of batches so
-    far.
+    program is run in evaluation mode. `estimator` makes what decides a range, one for each tensor
+    (`numerics.ranges.ESTIMATORS` has them by name); where a function bounds its values, such as a rectifier,
+    the range keeps to it (`analysis.bounds`). `progress` is called after each batch with the number of
+    batches so far.
 
     Raises:
-        InputError: no batch, a batch that does not fit, or a NaN or infinity in an input or in one of the
-            tensors (the error names the tensor, the user's line and the batch).
+        InputError: no batch, a batch that does not fit, a tensor that holds no value in any batch, or a NaN
+            or infinity in an input or in one of the tensors (the error names the tensor, the user's line and
+            the batch).
     """
     observer = _Observer(program.copy().eval(), {name: estimator() for name in tensors})
     count = 0
@@ -47,7 +51,23 @@ def calibrate(
             progress(count)
     if count == 0:
         raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
-    return {name: seen.range() for name, seen in observer.estimators.items()}
+    nodes = {node.name: node for node in program.graph.nodes}
+    return {name: _decided(nodes[name], seen, count) for name, seen in observer.estimators.items()}
+
+
+def _decided(node: fx.Node, estimator: Estimator, batches: int) -> Range:
+    """The range of one tensor, kept to what the function that makes it can yield."""
+    try:
+        seen, found = estimator.seen(), estimator.range()
+    except ValueError as error:
+        raise InputError(
+            f"the calibration data never reaches {node.name}: it is empty in all {batches} batches",
+            hint=f"add samples that go through it, or leave it in float with "
+            f"Quantize(exclude=({node.name!r},))",
+            node=node.format_node(),
+            source=walk.source(node),
+        ) from error
+    return bounded(node, found, seen)
 
 
 class _Observer(Executor):
@@ -67,7 +87,7 @@ class _Observer(Executor):
         if seen is None or not isinstance(value, Tensor):
             return value
         seen.update(value)
-        if value.numel() and not seen.range().finite:
+        if value.numel() and not seen.seen().finite:
             raise InputError(
                 f"{node.name} holds a NaN or an infinity in calibration batch {self.batch}",
                 hint="look at this batch, and at the model's numerics on it",

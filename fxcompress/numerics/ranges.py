@@ -1,43 +1,27 @@
 """Streaming range estimators: they see a tensor a batch at a time and keep a few numbers.
 
-An estimator is updated with :meth:`~MinMax.update` and read with :meth:`~MinMax.range`. Its memory does not
-depend on how many samples it has seen.
+An estimator is updated with ``update`` and read with ``range``. Its memory does not depend on how many
+samples it has seen: two numbers, or the `histogram.BINS` counts of a histogram whose bins widen as the range
+grows. :data:`ESTIMATORS` has them by name.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from fxcompress.numerics.clipping import entropy_range, mse_range, percentile_range
+from fxcompress.numerics.histogram import Histogram
+from fxcompress.numerics.interval import Estimator, Range
 
-@dataclass(frozen=True)
-class Range:
-    """The interval that a tensor's values were seen to lie in."""
+__all__ = ["ESTIMATORS", "Distribution", "Estimator", "MinMax", "MovingAverage", "Range"]
 
-    low: float
-    high: float
-
-    @property
-    def finite(self) -> bool:
-        """False when a NaN or an infinity was among the values."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    def __str__(self) -> str:
-        return f"[{self.low:.4g}, {self.high:.4g}]"
-
-
-class Estimator(Protocol):
-    """What calibration needs of an estimator."""
-
-    def update(self, values: Tensor) -> None:
-        """Take in one batch."""
-
-    def range(self) -> Range:
-        """Return the interval decided on so far."""
+PACE = 0.1
+"""What a new batch weighs in a moving average."""
 
 
 class MinMax:
@@ -56,8 +40,8 @@ class MinMax:
         self._low = low if math.isnan(low) else min(self._low, low)
         self._high = high if math.isnan(high) else max(self._high, high)
 
-    def range(self) -> Range:
-        """Return the interval seen.
+    def seen(self) -> Range:
+        """Return the smallest and the largest value.
 
         Raises:
             ValueError: nothing was seen yet.
@@ -65,3 +49,86 @@ class MinMax:
         if self._low > self._high:
             raise ValueError("no values were seen")
         return Range(self._low, self._high)
+
+    def range(self) -> Range:
+        """Return the interval seen; raises ValueError where there is none yet."""
+        return self.seen()
+
+
+class MovingAverage(MinMax):
+    """Averages of the batches' smallest and largest values, late ones weighing more (Jacob et al. 2018).
+
+    The weights of all batches add up to one from the first batch on, so that a short calibration is not
+    ruled by its first batch.
+    """
+
+    def __init__(self, pace: float = PACE) -> None:
+        super().__init__()
+        self._pace = pace
+        self._sums = 0.0, 0.0
+        self._weight = 0.0
+
+    def update(self, values: Tensor) -> None:
+        """Take in one batch; an empty tensor changes nothing."""
+        super().update(values)
+        if values.numel() == 0:
+            return
+        low, high = (float(bound) for bound in torch.aminmax(values.detach()))
+        stay = 1.0 - self._pace
+        self._sums = self._sums[0] * stay + low * self._pace, self._sums[1] * stay + high * self._pace
+        self._weight = self._weight * stay + self._pace
+
+    def range(self) -> Range:
+        """Return the averages; raises ValueError where nothing was seen yet."""
+        self.seen()
+        return Range(self._sums[0] / self._weight, self._sums[1] / self._weight)
+
+
+class Distribution(MinMax):
+    """A histogram of everything seen, and a rule that reads a range off it."""
+
+    def __init__(self, rule: Callable[[Histogram], Range]) -> None:
+        super().__init__()
+        self._rule = rule
+        self._histogram = Histogram()
+        self._decided: Range | None = None
+
+    def update(self, values: Tensor) -> None:
+        """Take in one batch; numbers that are not finite show in the range at once."""
+        super().update(values)
+        self._decided = None
+        if values.numel() and self.seen().finite:
+            self._histogram.update(values.detach())
+
+    def range(self) -> Range:
+        """Return what the rule decides; raises ValueError where nothing was seen yet."""
+        seen = self.seen()
+        if not seen.finite or seen.low == seen.high:
+            return seen
+        if self._decided is None:
+            found = self._rule(self._histogram)
+            self._decided = Range(max(found.low, seen.low), min(found.high, seen.high))
+        return self._decided
+
+
+def _percentile() -> Estimator:
+    return Distribution(percentile_range)
+
+
+def _mse() -> Estimator:
+    return Distribution(mse_range)
+
+
+def _entropy() -> Estimator:
+    return Distribution(entropy_range)
+
+
+ESTIMATORS: Mapping[str, Callable[[], Estimator]] = MappingProxyType(
+    {
+        "minmax": MinMax,
+        "average": MovingAverage,
+        "percentile": _percentile,
+        "mse": _mse,
+        "entropy": _entropy,
+    }
+)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fxcompress.analysis.calibration import calibrate
+from fxcompress.analysis.bounds import bounds
+from fxcompress.analysis.calibration import _decided, _Observer, calibrate
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.numerics.ranges import Range
+from fxcompress.numerics.ranges import ESTIMATORS, MinMax, Range
+from tests.numerics.memory import held
 from tests.passes.models import Apply, Chain
 
 
@@ -103,3 +106,77 @@ def test_a_nan_that_the_model_makes_names_the_node_the_line_and_the_batch():
 def test_a_tensor_the_program_does_not_have_is_an_error(program):
     with pytest.raises(InputError, match="no tensor 'nowhere'"):
         calibrate(program, [torch.randn(2, 2, 5, 5)], ["x", "nowhere"])
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_a_rectifier_begins_at_zero_and_a_hard_swish_at_its_minimum(name):
+    model = Chain(c=nn.Conv2d(2, 3, 3), r=nn.ReLU(), d=nn.Conv2d(3, 4, 1), h=nn.Hardswish())
+    torch.manual_seed(0)
+    program = capture(model, (torch.randn(2, 2, 5, 5),))
+    with torch.no_grad():
+        for parameter in program.module.parameters():
+            parameter.mul_(4.0)
+    ranges = calibrate(
+        program,
+        [torch.randn(8, 2, 5, 5) * 4 for _ in range(3)],
+        ["relu", "hardswish"],
+        estimator=ESTIMATORS[name],
+    )
+    assert ranges["relu"].low == 0.0
+    assert ranges["hardswish"].low == pytest.approx(-0.375, abs=1e-3)
+    assert ranges["hardswish"].low >= -0.375
+
+
+def test_bounds_pass_layout_and_join_zero_where_it_is_padded_in():
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.nn.functional.hardtanh(x, 1.0, 6.0)
+            return torch.nn.functional.pad(torch.nn.functional.max_pool2d(y, 2), (1, 1))
+
+    program = capture(Model(), (torch.randn(2, 2, 4, 4),))
+    found = {node.name: bounds(node) for node in program.graph.nodes}
+    assert found["hardtanh"] == found["max_pool2d"] == Range(1.0, 6.0)
+    assert found["pad"] == Range(0.0, 6.0)
+    assert not found["x"].finite
+
+
+def test_a_tensor_that_no_batch_reaches_is_named_with_what_to_do():
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expert = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.expert(x)).sum(0)
+
+    batch = torch.export.Dim("n", min=0, max=64)
+    program = capture(Routed(), (torch.randn(4, 3),), dynamic_shapes={"x": {0: batch}})
+    observed = _Observer(program, {"relu": MinMax()})
+    with torch.no_grad():
+        observed.run_flat([torch.empty(0, 3)])
+    node = next(node for node in program.graph.nodes if node.name == "relu")
+    with pytest.raises(InputError, match="never reaches relu") as caught:
+        _decided(node, observed.estimators["relu"], 1)
+    assert "exclude" in str(caught.value)
+    assert "test_calibration.py" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["minmax", "entropy"])
+def test_ten_thousand_samples_hold_what_a_hundred_do(program, name):
+    made: list[Any] = []
+
+    def estimator() -> Any:
+        made.append(ESTIMATORS[name]())
+        return made[-1]
+
+    def stream(count: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(count // 100):
+            yield torch.randn(100, 2, 5, 5, generator=generator)
+
+    sizes = []
+    for count in (100, 10_000):
+        made.clear()
+        calibrate(program, stream(count), ["x", "relu"], estimator=estimator)
+        sizes.append(sum(held(one) for one in made))
+    assert sizes[0] == sizes[1]
