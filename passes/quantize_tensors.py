@@ -182,7 +182,8 @@ class _Edits:
         squeezed = edit.call_after(node, aten.squeeze.dims, (node, [2, 3]), name=f"{node.name}_flat")
         edit.replace_uses(node, squeezed, only=readers)
         edit.set_argument(node, "keepdim", True)
-        self._pair(squeezed, self.plan.activations[node.name], set(squeezed.users))
+        if node.name in self.plan.activations:
+            self._pair(squeezed, self.plan.activations[node.name], set(squeezed.users))
 
     def activations(self) -> None:
         """Place one pair after every quantized tensor, in graph order, so that padding finds its input's

@@ -22,7 +22,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -32,6 +32,7 @@ from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.ops.quantization import Kind, Role, activations, role
 from fxcompress.plan.eligibility import absorbable, contraction_fault, is_batched, movement_fault, operand
+from fxcompress.plan.pair_positions import above_layout, fused_operand, share_scale
 from fxcompress.targets.target import Kernel, Target
 
 CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
@@ -118,8 +119,18 @@ class _Placer:
                 self.result.declined[node.name] = fault
                 continue
             self.result.contractions.append(node.name)
-            source = activations(node, _row(node))[0]
-            self.root.setdefault(source, source)
+        for node in faults:
+            if node.name in self.result.contractions:
+                self._read_integers(node)
+
+    def _read_integers(self, node: fx.Node) -> None:
+        """Quantize the input of a contraction, before layout where the runtime moves the pair through it."""
+        source = activations(node, _row(node))[0]
+        if not self.target.repeats_pairs:
+            passed = above_layout(source, self.result.contractions)
+            self.result.kernels |= {layout.name: "" for layout in passed}
+            source = activations(passed[-1], _row(passed[-1]))[0] if passed else source
+        self.root.setdefault(source, source)
 
     def _fault(self, node: fx.Node, row: Role) -> str | None:
         if self._excluded(node, row):
@@ -173,11 +184,15 @@ class _Placer:
             if row.kind is not Kind.LAYOUT:
                 self._decline(node, reason)
             return
-        sources = activations(node, row)
+        fused = fused_operand(node, self.target, self.result.contractions)
+        sources = [source for source in activations(node, row) if source is not fused]
         for source in sources:
             self.root.setdefault(source, source)
         if row.kind not in KEEPS_SCALE:
-            self._run(node, self.target.kernels[row.kind])
+            kernel = self.target.kernels[row.kind]
+            self._run(node, kernel if fused is None else replace(kernel, name=""))
+            if row.kind in self.target.shared_scales:
+                share_scale(self.root, sources, node)
             return
         self.result.kernels[node.name] = self.target.kernels[row.kind].name
         for made in tensors_of(node):
@@ -199,6 +214,8 @@ class _Placer:
             return None if sources[0] in self.root else READS_FLOAT
         if self.integers is not None:
             return None if node.name in self.integers else NOT_CHOSEN
+        if fused_operand(node, self.target, self.result.contractions) is not None:
+            return None
         return None if self._saves_conversions(node, row, sources) else READS_FLOAT
 
     def _saves_conversions(self, node: fx.Node, row: Role, sources: list[fx.Node]) -> bool:
@@ -207,9 +224,19 @@ class _Placer:
         made = prod(walk.hint_shape(end))
         wanted = end in self.wanted
         sizes = {source: prod(walk.hint_shape(source)) for source in sources}
+        if self.target.requantizes_freely:
+            ready = sum(size for source, size in sizes.items() if self._hands_out_integers(source))
+            return wanted and ready > sum(sizes.values()) - ready
         foreign = sum(size for source, size in sizes.items() if source not in self.root)
         native = sum(size for source, size in sizes.items() if source.name in self.result.integer_only)
         return foreign + (0 if wanted else made) < native + (made if wanted else 0)
+
+    def _hands_out_integers(self, source: fx.Node) -> bool:
+        """Whether a tensor is quantized, or made by an integer kernel that could as well write integers."""
+        row = role(source)
+        if row is not None and row.kind is Kind.RECTIFY and source not in self.root:
+            source = activations(source, row)[0]
+        return source in self.root or source.name in self.result.kernels
 
     def find_wanted(self) -> None:
         """Find the tensors whose integers some contraction downstream reads, perhaps through what passes

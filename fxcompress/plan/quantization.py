@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +22,7 @@ from fxcompress.numerics.affine import (
     symmetric,
 )
 from fxcompress.numerics.ranges import Range
+from fxcompress.numerics.weight_ranges import mse_channel_scales
 from fxcompress.ops.quantization import GATES, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
 from fxcompress.plan.placement import Placement, place
@@ -35,6 +37,9 @@ from fxcompress.plan.quantization_plan import (
 from fxcompress.targets.target import Scheme, Target, limit_of
 
 __all__ = ["QuantizationPlan", "Quantize", "gate_name", "plan_quantization", "tensors_to_observe"]
+
+SCALES = MappingProxyType({"minmax": channel_scales, "mse": mse_channel_scales})
+"""How the scales of a weight follow from its values, by the name of `Quantize.weight_range`."""
 
 GATE_RANGE = Range(0.0, 1.0)
 """Sigmoid and hard sigmoid."""
@@ -58,7 +63,9 @@ def plan_quantization(
     placement = _placement(program, target, options or Quantize())
     nodes = {node.name: node for node in program.graph.nodes}
     chosen = _activation_schemes(placement, nodes, ranges, target.activations)
-    weights = _weight_schemes(program, placement, nodes, chosen, target)
+    weights = _weight_schemes(
+        program, placement, chosen, target, SCALES[(options or Quantize()).weight_range]
+    )
     return QuantizationPlan(
         target=target.name,
         kernels=placement.kernels,
@@ -124,11 +131,12 @@ class _Scales:
 def _weight_schemes(
     program: Program,
     placement: Placement,
-    nodes: Mapping[str, fx.Node],
     chosen: Mapping[str, ActivationScheme],
     target: Target,
+    scales_of: Callable[[Tensor, int | None, int], Tensor],
 ) -> dict[str, _Scales]:
     """Return one scheme per weight, wide enough for the biases of all its readers."""
+    nodes = {node.name: node for node in program.graph.nodes}
     schemes: dict[str, _Scales] = {}
     for name in placement.contractions:
         node = nodes[name]
@@ -138,10 +146,10 @@ def _weight_schemes(
         if key not in schemes:
             form = target.weight_scheme(_row(node).kind, batched=is_batched(node, _row(node)))
             axis = _channel_axis(node, values.dim()) if form.per_channel else None
-            schemes[key] = _Scales(axis, limit_of(form), channel_scales(values, axis, limit_of(form)))
+            schemes[key] = _Scales(axis, limit_of(form), scales_of(values, axis, limit_of(form)))
         if bias is not None and _has_integer_bias(node, target):
             scheme = schemes[key]
-            fitted = fit_bias(scheme.scales, walk.tensor(program, bias), chosen[source.name].scale)
+            fitted = fit_bias(scheme.scales, walk.tensor(program, bias), _input_scale(source, chosen))
             scheme.scales = fitted if scheme.axis is not None else fitted.amax(0, keepdim=True)
     return schemes
 
@@ -159,7 +167,7 @@ def _bias_schemes(
     for name in placement.contractions:
         weight, bias, source = _operands(nodes[name])
         if bias is not None and _has_integer_bias(nodes[name], target):
-            scales = bias_scales(chosen[source.name].scale, weights[str(weight.target)].scales)
+            scales = bias_scales(_input_scale(source, chosen), weights[str(weight.target)].scales)
             schemes[name] = BiasScheme(str(bias.target), _tuple(scales))
     for name in placement.guarded:
         schemes[name] = _guard(program, nodes[name])
@@ -185,6 +193,13 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node | None, fx.Node]:
     weight = operand(node, row.weight)
     assert weight is not None
     return weight, operand(node, row.bias), activations(node, row)[0]
+
+
+def _input_scale(source: fx.Node, chosen: Mapping[str, ActivationScheme]) -> float:
+    """Return the scale of what a contraction reads, perhaps through layout that has no pair of its own."""
+    while source.name not in chosen:
+        source = activations(source, _row(source))[0]
+    return chosen[source.name].scale
 
 
 def _has_integer_bias(node: fx.Node, target: Target) -> bool:

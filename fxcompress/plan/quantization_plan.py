@@ -146,6 +146,7 @@ class QuantizationPlan:
         weights: by parameter name.
         biases: by operator.
         declined: the operators that stay in float.
+        mode: of quantization; in others than "int8", a pass of its own knows the tensors.
     """
 
     target: str
@@ -155,11 +156,15 @@ class QuantizationPlan:
     weights: Mapping[str, WeightScheme] = field(default_factory=dict)
     biases: Mapping[str, BiasScheme] = field(default_factory=dict)
     declined: tuple[Declined, ...] = ()
+    mode: str = "int8"
 
     @property
     def precision(self) -> dict[str, str]:
-        """Return "int8" or "float" for every operator that was considered."""
-        return {**dict.fromkeys(self.kernels, "int8"), **{item.node: "float" for item in self.declined}}
+        """Return "int8" (or "int4") or "float" for every operator that was considered."""
+        return {
+            **dict.fromkeys(self.kernels, self.mode.split("-")[0]),
+            **{item.node: "float" for item in self.declined},
+        }
 
     @property
     def intended(self) -> dict[str, str]:
@@ -199,14 +204,20 @@ class QuantizationPlan:
                     for name, item in data["biases"].items()
                 },
                 declined=tuple(Declined(**item) for item in data["declined"]),
+                mode=str(data.get("mode", "int8")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"this is not a quantization plan: {error!r}") from error
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), *self._operators(), *self._tensors(), *self._declined()])
+        tensors = self._tensors() if self.activations or self.weights else []
+        return "\n".join([self._headline(), *self._operators(), *tensors, *self._declined()])
 
     def _headline(self) -> str:
+        if self.mode != "int8":
+            return (
+                f"{self.mode} for {self.target}: {len(self.kernels)} operators, {len(self.declined)} in float"
+            )
         return (
             f"int8 for {self.target}: {len(self.kernels)} operators in int8, {len(self.declined)} in float, "
             f"{len(self.activations)} activations, {len(self.weights)} weights"

@@ -7,9 +7,14 @@ from types import MappingProxyType
 
 from fxcompress.errors import InputError, NotSupported
 from fxcompress.targets.onnxruntime import onnxruntime
+from fxcompress.targets.openvino import openvino
+from fxcompress.targets.portable import portable
 from fxcompress.targets.target import Target
+from fxcompress.targets.tensorrt import tensorrt
 
-TARGETS: Mapping[str, Callable[[], Target]] = MappingProxyType({"onnxruntime": onnxruntime})
+TARGETS: Mapping[str, Callable[[], Target]] = MappingProxyType(
+    {"onnxruntime": onnxruntime, "openvino": openvino, "tensorrt": tensorrt, "portable": portable}
+)
 
 
 def resolve(target: str | Target) -> Target:

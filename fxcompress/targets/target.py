@@ -93,6 +93,10 @@ class Target:
             float.
         fuses_addition: an addition of two activations is part of the convolution or linear before it, which
             hands it the accumulator: the other branch alone is quantized.
+        repeats_pairs: layout runs on integers only between two pairs; else the runtime moves a
+            dequantization through it by itself, and a pair before layout serves its readers.
+        requantizes_freely: an integer kernel hands out floats or integers at the same cost, so that what
+            stands between two contractions runs in integers where it can.
         shared_scales: kinds whose inputs must have the scale of their output (concatenation).
         domains: operator domains beside ONNX's own that it reads.
         forms: names of the lowering forms that are written for it.
@@ -112,6 +116,8 @@ class Target:
     narrowest_group: int = 0
     requantizes_constants: bool = False
     fuses_addition: bool = False
+    repeats_pairs: bool = True
+    requantizes_freely: bool = False
     shared_scales: frozenset[Kind] = frozenset()
     domains: frozenset[str] = frozenset()
     forms: frozenset[str] = frozenset()
