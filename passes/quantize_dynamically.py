@@ -78,7 +78,10 @@ def _quantized_input(source: fx.Node) -> fx.Node:
     name = source.name
     form = (0, 255, torch.uint8)
     found = edit.call_after(
-        source, integers.choose_qparams.tensor, (source, 0, 255, SMALLEST_SCALE, torch.uint8), name=f"{name}_range"
+        source,
+        integers.choose_qparams.tensor,
+        (source, 0, 255, SMALLEST_SCALE, torch.uint8),
+        name=f"{name}_range",
     )
     scale = edit.call_after(found, operator.getitem, (found, 0), name=f"{name}_step")
     zero = edit.call_after(scale, operator.getitem, (found, 1), name=f"{name}_zero")

@@ -71,7 +71,7 @@ def _in_blocks(program: Program, real: fx.Node) -> None:
     for product in list(real.users):
         source = product.args[0]
         assert isinstance(source, fx.Node)
-        before = _before_rounding(source)
+        before = before_rounding(source)
         bias = walk.argument(product, "bias")
         accuracy = FLOATS if before is None else INTEGERS
         args = (before or source, packed, scales, bias, *whole.shape, bits, block, accuracy)
@@ -89,15 +89,15 @@ def pack(whole: Tensor, block: int, bits: int) -> Tensor:
     return (shifted[..., 0::2] | (shifted[..., 1::2] << 4)).contiguous()
 
 
-def _before_rounding(source: fx.Node) -> fx.Node | None:
-    """The tensor that `source` is, rounded in blocks; None where it is not."""
+def before_rounding(source: Any) -> fx.Node | None:
+    """The tensor that the node `source` is, rounded in blocks; None where it is not."""
     chain = (
         aten.flatten.using_ints,
         integers.dequantize_per_token.default,
         integers.quantize_per_token.default,
         aten.unflatten.int,
     )
-    node: Any = source
+    node = source
     for target in chain:
         if not isinstance(node, fx.Node) or node.target is not target:
             return None

@@ -21,7 +21,9 @@ DAMPING = 0.01
 """Added to the diagonal of `H`, as a share of its mean: the paper's."""
 
 
-def gptq(weight: Tensor, moments: Tensor, block: int, bits: int, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
+def gptq(
+    weight: Tensor, moments: Tensor, block: int, bits: int, damping: float = DAMPING
+) -> tuple[Tensor, Tensor]:
     """Integers (int8, as `weight` `[rows, K]`) and scales (float32 `[rows, blocks]`).
 
     Args:

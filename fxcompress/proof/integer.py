@@ -96,7 +96,7 @@ def integer_bound(
     differing = sum(written.differing) + sum(deployed.differing)
     compared = sum(written.compared) + sum(deployed.compared)
     session = outputs_of(model, inputs, optimize=True)
-    worst = _end_to_end(float_program, int8_program, inputs, session, plain)
+    worst = end_to_end(float_program, int8_program, inputs, session, plain)
     return IntegerBound(len(written.compared), differing / max(1, compared), *worst)
 
 
@@ -110,11 +110,11 @@ def _follow(
     with torch.no_grad():
         outputs = follower.run_flat(list(inputs))
     for name, mine, theirs in zip(program.signature.outputs, outputs, session, strict=True):
-        _check_tail(name, mine.numpy(), theirs)
+        check_tail(name, mine.numpy(), theirs)
     return follower, session
 
 
-def _check_tail(name: str, mine: NDArray[Any], theirs: NDArray[Any]) -> None:
+def check_tail(name: str, mine: NDArray[Any], theirs: NDArray[Any]) -> None:
     """What follows the last quantization is float arithmetic on equal integers."""
     if mine.shape != theirs.shape:
         raise ProofError(f"output {name!r} is {theirs.shape} in the session and {mine.shape} in the program")
@@ -180,7 +180,7 @@ class _Follower(Executor):
         raise _failure(node, f"the quantization {node.name} is not in the ONNX file")
 
 
-def _end_to_end(
+def end_to_end(
     float_program: Program,
     int8_program: Program,
     inputs: Sequence[torch.Tensor],

@@ -149,7 +149,8 @@ class _NanFinder(Executor):
 
 def _floor(program: Program) -> float:
     """The relative error that any output may have: a few steps of the narrowest type on the way."""
-    values = [walk.dtype(node) for node in program.graph.nodes if walk.is_tensor(node)]
+    made = [node for node in program.graph.nodes if node.op == "call_function" and walk.is_tensor(node)]
+    values = [walk.dtype(node) for node in made]  # what is stored in a narrow type is exact
     steps = [torch.finfo(dtype).eps for dtype in values if dtype.is_floating_point]
     narrowest = max(steps, default=0.0)
     return max(FLOOR, NARROW * narrowest if narrowest > torch.finfo(torch.float32).eps else 0.0)
