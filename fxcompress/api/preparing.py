@@ -28,8 +28,6 @@ def refuse_unbuilt(request: Request) -> None:
         "smooth=True": options.smooth is True,
         "correct_bias=True": options.correct_bias is True,
         'rounding="adaptive"': options.rounding != "nearest",
-        f'weight_range="{options.weight_range}"': options.weight_range != "minmax",
-        f'calibrator="{options.calibrator}"': options.calibrator != "minmax",
     }
     for option, wanted in asked.items():
         if wanted:

@@ -12,6 +12,7 @@ from fxcompress.api.quantizing_modes import mode_variants
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
 from fxcompress.graph.program import Program
+from fxcompress.numerics.ranges import ESTIMATORS
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization import plan_quantization, tensors_to_observe
@@ -47,7 +48,8 @@ def variants(
     prepared = prepare(request, deployed, calibration.again, journal)
     with journal.step("calibrate"):
         observed = tensors_to_observe(prepared, request.target, request.quantize)
-        ranges = calibrate(prepared, calibration.everything, observed)
+        estimator = ESTIMATORS[request.quantize.calibrator]
+        ranges = calibrate(prepared, calibration.everything, observed, estimator=estimator)
     with journal.step("plan-quantization"):
         plan = plan_quantization(prepared, ranges, request.target, request.quantize)
     quantized = journal.apply(QuantizeTensors(plan), prepared)
