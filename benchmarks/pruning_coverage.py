@@ -47,7 +47,7 @@ def main() -> int:
                 if options.json:
                     _write(options.json, rows)
     worker.close()
-    rows = [row for row in rows if row.name in names]
+    rows = sorted((row for row in rows if row.name in names), key=lambda row: names.index(row.name))
     console.print(_table(rows))
     for sentence in sentences(rows):
         console.print(sentence, highlight=False, soft_wrap=True)
