@@ -21,13 +21,12 @@ import onnxruntime as ort
 
 from fxcompress.errors import first_line
 from fxcompress.runtime.kernel_cache import KernelCache
-from fxcompress.runtime.kernel_models import Kernel, model_of
+from fxcompress.runtime.kernel_models import REORDERS, Kernel, model_of
 from fxcompress.runtime.session import RUNTIME_ERRORS, Feeds, SessionError, session_options
 
 Timer = Callable[[Kernel, int], float]
 """From a kernel and a number of threads to milliseconds."""
 
-_LAYOUT = frozenset({"ReorderInput", "ReorderOutput"})
 _RUNS, _MOST_RUNS = 6, 40
 _SPENT = 0.003
 """Seconds that the runs of one kernel last at least, unless there are `_MOST_RUNS` of them."""
@@ -41,11 +40,29 @@ def time_kernel(kernel: Kernel, threads: int = 1) -> float:
         SessionError: the installed runtime does not run this kernel.
     """
     content, feeds = model_of(kernel)
-    return max(1e-4, _profiled(content, feeds, threads, f"the kernel {kernel.key}")[0])
+    took = fastest_nodes(content, feeds, threads, f"the kernel {kernel.key}")
+    return max(1e-4, sum(ms for _, operator, ms in took if _counts(kernel, operator)))
 
 
-def _profiled(content: bytes, feeds: Feeds, threads: int, what: str) -> tuple[float, float]:
-    """The sum over nodes of the fastest run of each, in ms: without and with changes of layout."""
+def _counts(kernel: Kernel, operator: str) -> bool:
+    """Whether a node is part of the kernel, or a change of layout that its neighbours would share."""
+    if kernel.operator in REORDERS:
+        return operator == kernel.operator
+    if operator in REORDERS or (operator == "QLinearConv" and kernel.operator != "Conv"):
+        return False
+    if operator == "GlobalAveragePool" and kernel.operator == "Conv":
+        return False
+    return operator != "Transpose" or kernel.operator in ("Transpose", "Attention")
+
+
+def fastest_nodes(
+    content: bytes, feeds: Feeds, threads: int = 1, what: str = "the model"
+) -> list[tuple[str, str, float]]:
+    """Every node that the runtime executes: its name, its operator and the ms of its fastest run.
+
+    Raises:
+        SessionError: the runtime does not run the model.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(threads=threads)
         options.enable_profiling = True
@@ -62,18 +79,17 @@ def _profiled(content: bytes, feeds: Feeds, threads: int, what: str) -> tuple[fl
     return _fastest(events)
 
 
-def _fastest(events: list[dict[str, object]]) -> tuple[float, float]:
-    fastest: dict[tuple[bool, str], float] = {}
+def _fastest(events: list[dict[str, object]]) -> list[tuple[str, str, float]]:
+    fastest: dict[tuple[str, str], float] = {}
     for event in events:
         name, details = str(event.get("name")), event.get("args")
         if not name.endswith("_kernel_time") or not isinstance(details, dict):
             continue
-        place = (details.get("op_name") in _LAYOUT, name)
+        place = (name.removesuffix("_kernel_time"), str(details.get("op_name")))
         # The profiler counts whole microseconds: what it calls 0 took a part of one.
         took = max(0.5, float(str(event["dur"])))
         fastest[place] = min(took, fastest.get(place, took))
-    inside = sum(took for (layout, _), took in fastest.items() if not layout) / 1e3
-    return inside, sum(fastest.values()) / 1e3
+    return [(name, operator, took / 1e3) for (name, operator), took in fastest.items()]
 
 
 @cache
@@ -156,4 +172,4 @@ def profiled(content: bytes, feeds: Feeds, threads: int = 1) -> float:
     Raises:
         SessionError: the runtime does not run the model.
     """
-    return _profiled(content, feeds, threads, "the model")[1]
+    return sum(took for _, _, took in fastest_nodes(content, feeds, threads))
