@@ -363,7 +363,6 @@ def test_takes_what_is_already_captured(model: nn.Module, program: Program, tmp_
         ({"batch": 1.5}, InputError, r"batch=1\.5"),
         ({"opset": 3}, InputError, "opset 3"),
         ({"evaluate": 0.9}, InputError, "not a function"),
-        ({"max_drop": 0.1}, InputError, "max_drop needs evaluate"),
         ({"max_drop": -1, "evaluate": len}, InputError, "max_drop=-1"),
         ({"recover": "distill"}, NotSupported, "recover"),
         ({"recipe": "recipe.json"}, InputError, r"no recipe 'recipe\.json'[\s\S]*half-int8"),

@@ -3,11 +3,14 @@
 The candidates are the float model, the variants that quantization made of it and, as the fallback, the
 original. The rule is the whole policy:
 
-- a candidate that loses more of the metric than `max_drop` is out;
+- a candidate that loses more of the metric than `max_drop` is out; without a metric, one whose outputs are
+  further away, relative to their norm;
 - `objective="latency"`: the fastest is in front; one within 2 % of it that has a smaller file takes its
   place;
 - `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the
   original;
+- where the target could not be timed, nothing is known to be slower: the variants are tried in the order they
+  were made;
 - `Quantize(precision="full")` asks for the first variant and gets it;
 - a variant whose proof fails is out, and the reason is reported; the one that was asked for raises;
 - nothing that is slower than the original beyond doubt is handed out otherwise: the original is.
@@ -15,8 +18,8 @@ original. The rule is the whole policy:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -50,11 +53,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the choice depends on beside the measurements."""
+    """What the choice depends on beside the measurements.
+
+    `errors` are relative output errors by name, for `max_drop` without a metric; `untimed` is the target that
+    the times say nothing about.
+    """
 
     objective: str
     forced: bool
     max_drop: float | None
+    errors: Mapping[str, float] = field(default_factory=dict)
+    untimed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,27 +91,39 @@ def choose(
     original, *made = candidates
     reasons: dict[str, str] = {}
     metrics: dict[str, float] = {}
+    lost: dict[str, float] = {}
     if metric is not None:
         metrics[ORIGINAL] = metric(original)
     for candidate, reason in _preference(original, made, times, rules):
         if metric is not None:
             metrics[candidate.name] = metric(candidate)
-            drop = metrics[ORIGINAL] - metrics[candidate.name]
-            if rules.max_drop is not None and drop > rules.max_drop:
-                reasons[candidate.name] = f"loses {drop:.4g} of the metric; max_drop is {rules.max_drop:g}"
-                continue
+        drop = _drop(candidate, rules, metrics)
+        if rules.max_drop is not None and drop > rules.max_drop:
+            lost[candidate.name] = drop
+            what = "of the metric" if metric is not None else "of its outputs' norm"
+            reasons[candidate.name] = f"loses {drop:.4g} {what}; max_drop is {rules.max_drop:g}"
+            continue
         fault = check(candidate) if check is not None else None
         if fault is not None:
             reasons[candidate.name] = fault
             continue
         reasons[candidate.name] = reason
         return Choice(candidate.name, _explained(candidate, candidates, times, rules, reasons), metrics)
-    lost = {name: reason for name, reason in reasons.items() if reason.startswith("loses ")}
     if rules.max_drop is not None and lost:
         raise _refusal(lost, metrics, rules.max_drop)
     unproven = ", or its proof failed" if reasons else ""
     reasons[ORIGINAL] = f"everything else is slower{unproven}: the model is handed out as it was"
     return Choice(ORIGINAL, _explained(original, candidates, times, rules, reasons), metrics)
+
+
+def _drop(candidate: Candidate, rules: Rules, metrics: Mapping[str, float]) -> float:
+    """Return what a candidate loses: of the metric, else the relative error of its outputs.
+
+    Without a metric the float model loses nothing: its proof has bounded it by rounding.
+    """
+    if candidate.name in metrics:
+        return metrics[ORIGINAL] - metrics[candidate.name]
+    return 0.0 if candidate.name == FLOAT else rules.errors.get(candidate.name, 0.0)
 
 
 def _preference(
@@ -114,6 +135,9 @@ def _preference(
         if wanted is not None:
             yield wanted, f'precision="full" asks for {wanted.name}'
             return
+    if rules.untimed is not None:
+        yield from _untimed(made, rules)
+        return
     if rules.objective == "size":
         for item in sorted(made, key=lambda item: item.size):
             if times.ratio(item.name, original.name).low <= SIZE_SLOWDOWN:
@@ -126,6 +150,15 @@ def _preference(
         best = min(ties, key=lambda item: item.size)
         yield best, "the fastest" if best is fastest else f"as fast as {fastest.name}, with a smaller file"
         rest.remove(best)
+
+
+def _untimed(made: Sequence[Candidate], rules: Rules) -> Iterator[tuple[Candidate, str]]:
+    """Yield the candidates for a target that no time was measured on: what was asked for, in order."""
+    order = [*(item for item in made if item.name != FLOAT), *(item for item in made if item.name == FLOAT)]
+    if rules.objective == "size":
+        order.sort(key=lambda item: item.size)
+    for item in order:
+        yield item, f"made for {rules.untimed}, which was not timed here"
 
 
 def _explained(
@@ -150,9 +183,14 @@ def _explained(
     return explained
 
 
-def _refusal(reasons: dict[str, str], metrics: dict[str, float], max_drop: float) -> BudgetError:
-    found = ", ".join(f"{name} {metrics[name]:.4g}" for name in reasons)
+def _refusal(lost: dict[str, float], metrics: dict[str, float], max_drop: float) -> BudgetError:
+    if metrics:
+        found = ", ".join(f"{name} {metrics[name]:.4g}" for name in lost)
+        said = f"the metric is {metrics[ORIGINAL]:.4g} before and may lose {max_drop:g}; after: {found}"
+    else:
+        found = ", ".join(f"{name} {drop:.4g}" for name, drop in lost.items())
+        said = f"outputs may move by {max_drop:g} of their norm, and move by: {found}"
     return BudgetError(
-        f"the metric is {metrics[ORIGINAL]:.4g} before and may lose {max_drop:g}; after: {found}",
+        said,
         hint="prune less, pass more calibration data, or raise max_drop; nothing was returned",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,9 +78,10 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
             itself it quantizes nothing.
         evaluate: `evaluate(f) -> float`, higher is better; `f` takes and returns what the model does (named
             outputs as a dict), any batch, whether it is the original or an ONNX session.
-        max_drop: the most that the metric may lose, in its own unit.
+        max_drop: the most that the metric may lose, in its own unit; without `evaluate`, the most that the
+            outputs may move on calibration samples, relative to their norm.
         objective: `"latency"`, the fastest candidate, or `"size"`, the smallest that is not much slower.
-        target: the runtime.
+        target: the runtime: "onnxruntime", "openvino", "tensorrt", "portable", or a `Target`.
         dynamic_shapes: dimensions beside the batch that vary.
         input_names: names for the ONNX inputs, in order.
         output_names: names for the ONNX outputs, in order.
@@ -130,7 +131,8 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     with journal.step("measure"):
         times = time_all(request, original, candidates)
         errors = compare_outputs(request, made, candidates)
-    choosing = _Choosing(request, made, journal, proofs)
+    relative = {name: error.relative for name, error in errors.items()}
+    choosing = _Choosing(request, made, journal, proofs, relative)
     choice = choosing.choose(candidates, times)
     winner = next(item for item in candidates if item.name == choice.winner)
     if winner.name == ORIGINAL:
@@ -183,11 +185,14 @@ class _Choosing:
     made: Compressed
     journal: Journal
     proofs: list[Proof]
+    errors: Mapping[str, float]
 
     def choose(self, candidates: Sequence[Candidate], times: Comparison) -> Choice:
         """Choose by the measured times, the metric where the user gave one, and proofs."""
         forced = self.request.quantize is not None and self.request.quantize.precision == "full"
-        rules = Rules(self.request.objective, forced, self.request.max_drop)
+        target = self.request.target
+        untimed = None if times.runtime == target.runtime else target.name
+        rules = Rules(self.request.objective, forced, self.request.max_drop, self.errors, untimed)
         metric = None if self.request.evaluate is None else partial(self._metric, self.request.evaluate)
         return choose(candidates, times, rules, metric, partial(self._fault, forced=forced))
 
@@ -209,7 +214,7 @@ class _Choosing:
             return None
         try:
             with self.journal.step(f"prove-{item.name}"):
-                self.proofs.append(prove_variant(self.made, item, variant))
+                self.proofs.append(prove_variant(self.made, item, variant, self.request.target))
         except ProofError as error:
             if forced:
                 raise

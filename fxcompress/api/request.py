@@ -72,11 +72,6 @@ class Request:
     def _check_drop(self) -> None:
         if self.max_drop is None:
             return
-        if self.evaluate is None:
-            raise InputError(
-                "max_drop needs evaluate: without a metric no loss can be measured",
-                hint="pass evaluate=function, where function(f) calls f like the model and returns a float",
-            )
         if not (_number(self.max_drop) and self.max_drop >= 0):
             raise InputError(
                 f"max_drop={self.max_drop!r} is not a loss of the metric",

@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from fxcompress.errors import InputError
 from fxcompress.numerics.statistics import Ratio, bootstrap_ratio
@@ -29,6 +31,30 @@ from fxcompress.runtime.session import Feeds, Model, contiguous, open_session, r
 Clock = Callable[[], float]
 """Seconds from some moment on."""
 
+
+class Runner(Protocol):
+    """An open model: an ONNX Runtime session, or what is called like one."""
+
+    def run(self, output_names: None, feeds: dict[str, NDArray[Any]]) -> Any:
+        """Run once on named arrays."""
+
+
+class Opener(Protocol):
+    """Opens a model of labelled ones, with that many threads."""
+
+    def __call__(self, model: Any, *, threads: int) -> Runner:
+        """Raise SessionError for what the runtime does not accept."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The runtime that models are timed in: its name, for the record, and how it opens one."""
+
+    name: str = "onnxruntime"
+    opener: Opener = open_session
+
+
+ONNXRUNTIME = Engine()
 SLOWER = 1.02
 _ROUND_SECONDS = 0.005
 _WARM_CALLS = 3
@@ -42,6 +68,7 @@ class Comparison:
     seconds: Mapping[str, tuple[float, ...]]
     repetitions: Mapping[str, int]
     threads: int
+    runtime: str = "onnxruntime"
 
     @property
     def rounds(self) -> int:
@@ -66,7 +93,7 @@ class Comparison:
         return batch / float(np.median(self.seconds[label]))
 
 
-def compare(
+def compare(  # noqa: PLR0913 - the keywords are the settings of one measurement
     models: Mapping[str, Model],
     feeds: Feeds,
     *,
@@ -74,6 +101,7 @@ def compare(
     rounds: int = 30,
     seconds: float | None = None,
     clock: Clock = time.perf_counter,
+    engine: Engine = ONNXRUNTIME,
 ) -> Comparison:
     """Time labelled models against each other on the same feeds.
 
@@ -86,6 +114,7 @@ def compare(
             call, never the number of rounds.
         clock: what time is read from. The processor time of this thread (`time.thread_time`) leaves out what
             other processes took, and counts everything only where the session has one thread.
+        engine: the runtime.
 
     Raises:
         SessionError: a model does not load or does not take the feeds.
@@ -93,7 +122,7 @@ def compare(
     """
     if not models or rounds < 1:
         raise InputError(f"at least one model and one round expected, got {len(models)} and {rounds}")
-    sessions = {label: open_session(model, threads=threads) for label, model in models.items()}
+    sessions = {label: engine.opener(model, threads=threads) for label, model in models.items()}
     single = {label: _warm(session, feeds) for label, session in sessions.items()}
     repetitions = _repetitions(single, rounds, seconds)
     measured: dict[str, list[float]] = {label: [] for label in sessions}
@@ -103,12 +132,14 @@ def compare(
             for label in order:
                 measured[label].append(_time(sessions[label], feeds, repetitions[label], clock))
             order = order[1:] + order[:1]
-    return Comparison({label: tuple(values) for label, values in measured.items()}, repetitions, threads)
+    seen = {label: tuple(values) for label, values in measured.items()}
+    return Comparison(seen, repetitions, threads, engine.name)
 
 
-def _warm(session: ort.InferenceSession, feeds: Feeds) -> float:
+def _warm(session: Runner, feeds: Feeds) -> float:
     """Run until caches and arenas have settled, checking the feeds; returns the fastest call in seconds."""
-    run(session, feeds)
+    if isinstance(session, ort.InferenceSession):
+        run(session, feeds)
     fastest, spent, calls = math.inf, 0.0, 0
     while calls < _WARM_CALLS or (spent < _WARM_SECONDS and calls < 1000):
         took = _time(session, feeds, 1)
@@ -126,7 +157,7 @@ def _repetitions(single: Mapping[str, float], rounds: int, seconds: float | None
     return {label: max(1, int(count * scale)) for label, count in wanted.items()}
 
 
-def _time(session: ort.InferenceSession, feeds: Feeds, calls: int, clock: Clock = time.perf_counter) -> float:
+def _time(session: Runner, feeds: Feeds, calls: int, clock: Clock = time.perf_counter) -> float:
     """Seconds per call over `calls` calls in a row."""
     arrays = contiguous(feeds)
     start = clock()
