@@ -12,6 +12,7 @@ from fxcompress.analysis.density import patterns
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.analysis.saliency import unspoken
+from fxcompress.api.carried import carried_notes, carried_plan
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import plan_removal
 from fxcompress.api.quantizing import Calibration, variants
@@ -29,6 +30,7 @@ from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import PruningPlan
+from fxcompress.plan.quantization_plan import QuantizationPlan
 from fxcompress.proof.comparison import TOLERANCE, Equivalence
 from fxcompress.proof.determinism import refuse_random
 from fxcompress.proof.masked import masked_equivalence
@@ -44,7 +46,7 @@ class Compressed:
 
     `analysis` is of what pruning works on, the original with its over-tied widths loosened. `trainable` is
     the original itself where nothing is pruned, `deployed` is folded, `variants` are what quantization made
-    of it.
+    of it. `carried` is the quantization that the model came with.
     """
 
     original: Program
@@ -57,10 +59,16 @@ class Compressed:
     proofs: tuple[Proof, ...]
     notes: tuple[str, ...]
     latency_budget: LatencyBudget | None = None
+    carried: QuantizationPlan | None = None
 
     def variant(self, name: str) -> Variant | None:
         """The variant of that name, None for the original and the float program."""
         return next((item for item in self.variants if item.name == name), None)
+
+    def plan_of(self, name: str) -> QuantizationPlan | None:
+        """The precision of a candidate's operators: as planned, or as the model came with it."""
+        variant = self.variant(name)
+        return self.carried if variant is None else variant.plan
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     samples, calibration = _samples(original, request.calibration)
     made = variants(request, deployed, calibration, journal)
     nothing = request.quantize is not None and not made
+    carried = carried_plan(deployed, request.target)
     notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, nothing))
     return Compressed(
         original,
@@ -96,8 +105,9 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         pruned.plan,
         samples,
         (*proofs, *pruned.proofs),
-        notes,
+        (*notes, *carried_notes(carried)),
         pruned.latency,
+        carried,
     )
 
 

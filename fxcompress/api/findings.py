@@ -187,8 +187,7 @@ def _operators(request: Request, winner: Candidate, made: Compressed) -> Operato
 
     An operator may have become several ONNX nodes (a linear is MatMul and Add); one in integers will do.
     """
-    variant = made.variant(winner.name)
-    plan = None if variant is None else variant.plan
+    plan = made.plan_of(winner.name)
     if plan is None or not request.target.timed:
         return None
     executors = executor_of(executed(winner.content))

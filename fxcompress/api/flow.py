@@ -225,6 +225,5 @@ class _Choosing:
 def _result(made: Compressed, winner: Candidate, report: Report, threads: int) -> Result:
     if winner.name == ORIGINAL:
         return Result(made.original, made.original, Plan(), winner.model, report, threads)
-    variant = made.variant(winner.name)
-    plan = Plan(made.pruning, None if variant is None else variant.plan)
+    plan = Plan(made.pruning, made.plan_of(winner.name))
     return Result(winner.program, made.trainable, plan, winner.model, report, threads)

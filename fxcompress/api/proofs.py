@@ -6,7 +6,8 @@ from fxcompress.api.candidates import Candidate
 from fxcompress.api.compress import Compressed, leading
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.graph.program import Program
-from fxcompress.proof.integer import integer_bound
+from fxcompress.graph.quantizers import drop_quantizers, is_quantized
+from fxcompress.proof.integer import IntegerBound, integer_bound
 from fxcompress.proof.parity import parity_at_sizes
 from fxcompress.proof.structure import check_structure
 from fxcompress.report.report import Proof
@@ -22,12 +23,23 @@ def prove_float(made: Compressed, item: Candidate) -> Proof:
     Raises:
         ProofError: the session is further away than rounding explains.
     """
+    if is_quantized(item.program):
+        return _prove_carried(item)
     return _parity(made.trainable, item, "before folding")
 
 
 def prove_original(made: Compressed, item: Candidate) -> Proof:
     """Prove the original's model against the captured program; raises ProofError."""
+    if is_quantized(item.program):
+        return _prove_carried(item)
     return _parity(made.original, item, "as captured")
+
+
+def _prove_carried(item: Candidate) -> Proof:
+    """Prove a program that came with its quantization: the float program is the same without it."""
+    plain = item.program.copy()
+    drop_quantizers(plain)
+    return _integers(integer_bound(plain, item.program, item.model, item.program.flat_example()))
 
 
 def _parity(program: Program, item: Candidate, state: str) -> Proof:
@@ -66,7 +78,10 @@ def _prove_written(made: Compressed, item: Candidate, inputs: Batch, target: Tar
 
 
 def _prove_integers(made: Compressed, item: Candidate, inputs: Batch) -> Proof:
-    found = integer_bound(made.deployed, item.program, item.model, inputs)
+    return _integers(integer_bound(made.deployed, item.program, item.model, inputs))
+
+
+def _integers(found: IntegerBound) -> Proof:
     detail = (
         f"session against program at {found.output!r}; the bound is half of the quantization error and twice "
         f"what single steps make of the unoptimised session; "

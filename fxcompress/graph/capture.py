@@ -22,6 +22,7 @@ from fxcompress.graph.inputs import infer_example, normalize
 from fxcompress.graph.intake import HOW, settle_masks, unwrapped
 from fxcompress.graph.program import Example, Program
 from fxcompress.graph.python_modes import notes_on_modes, refuse_training
+from fxcompress.graph.quantizers import settle_quantizers
 from fxcompress.graph.screen import screen_pt2
 from fxcompress.graph.wellformed import well_formed
 
@@ -75,7 +76,9 @@ def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Pro
         program = _trace(model, example, static)
         size = next(leaf.shape[0] for leaf in program.flat_example() if leaf.ndim)
         program.notes.append(f"the batch is fixed at {size}; a dynamic one failed: {refusal.message}")
-    program.notes.extend([*notes, *notes_on_modes(model), *settle_masks(program)])
+    program.notes.extend(
+        [*notes, *notes_on_modes(model), *settle_masks(program), *settle_quantizers(program)]
+    )
     return program
 
 
@@ -118,6 +121,7 @@ def _from_exported(exported: ExportedProgram, example_inputs: Any) -> Program:
     module = exported.module(check_guards=False)
     static = dynamic.Dynamic(tuple({} for _ in leaves))
     agreement.check(lambda variant: _run(module, variant), program, example, static)
+    program.notes.extend(settle_quantizers(program))
     return program
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch.ao.quantization import FakeQuantizeBase
 from torch.fx import Node
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -23,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
+from fxcompress.graph.fake_quantization import frozen
 from fxcompress.graph.program import Program
 
 HOW = "pass a torch.nn.Module, a torch.export.ExportedProgram or the path of a .pt2 file"
@@ -34,8 +34,8 @@ def unwrapped(model: Any) -> nn.Module:
     """The module inside `torch.compile`'s, a data-parallel or an averaging wrapper.
 
     Raises:
-        InputError: it is no module, or one that cannot be captured: TorchScript, fake-quantized, on another
-            device, or with parameters that do not exist yet.
+        InputError: it is no module, or one that cannot be captured: TorchScript, with packed integer weights,
+            on another device, or with parameters that do not exist yet.
     """
     while isinstance(model, OptimizedModule | nn.DataParallel | DistributedDataParallel | AveragedModel):
         model = model.module if isinstance(model, _WRAPPERS) else model._orig_mod
@@ -43,7 +43,7 @@ def unwrapped(model: Any) -> nn.Module:
         raise InputError(f"a {type(model).__name__} is not a model", hint=HOW)
     _refuse_modules(model)
     _refuse_tensors(model)
-    return model
+    return frozen(model)
 
 
 def _refuse_modules(model: nn.Module) -> None:
@@ -53,11 +53,6 @@ def _refuse_modules(model: nn.Module) -> None:
             raise InputError(
                 f"a TorchScript module{where} has no Python to capture",
                 hint="pass the module it was made from",
-            )
-        if isinstance(module, FakeQuantizeBase):
-            raise InputError(
-                f"the model is prepared for quantization-aware training ({name}: {type(module).__name__})",
-                hint="pass the float model; quantize='int8' with calibration data quantizes it",
             )
 
 

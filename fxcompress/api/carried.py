@@ -1,0 +1,66 @@
+"""The quantization that a model came with: which operators can run in integers with it, which stay in float.
+
+Its scales are the user's, so nothing is decided here: the plan says what was found.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxcompress.graph import walk
+from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_quantized
+from fxcompress.ops.quantization import Role, activations, role
+from fxcompress.plan.eligibility import is_batched, operand
+from fxcompress.plan.quantization_plan import Declined, QuantizationPlan
+from fxcompress.targets.target import Target
+
+LISTED = 4
+
+
+def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
+    """The precision of every convolution and linear of a program with Q/DQ pairs; None without any."""
+    if not is_quantized(program):
+        return None
+    kernels: dict[str, str] = {}
+    declined: list[Declined] = []
+    for node in program.graph.nodes:
+        row = role(node)
+        if row is None or row.weight is None or row.kind not in (*target.kernels, *target.float_reasons):
+            continue
+        fault = _fault(node, row, target)
+        if fault is None:
+            kernels[node.name] = target.kernel(row.kind, batched=is_batched(node, row)).name
+        else:
+            declined.append(Declined(node.name, fault, walk.source(node)))
+    return QuantizationPlan(target.name, kernels, declined=tuple(declined))
+
+
+def _fault(node: fx.Node, row: Role, target: Target) -> str | None:
+    """Why an operator stays in float."""
+    weight = operand(node, row.weight)
+    if row.kind not in target.kernels:
+        return target.float_reasons.get(row.kind, "no integer kernel")
+    if weight is None or weight.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+        return "the model does not quantize its weight, or with zero points of channels"
+    if activations(node, row)[0].target is not DEQUANTIZE:
+        return "the model does not quantize its input"
+    writes = target.kernel(row.kind, batched=is_batched(node, row)).writes_integers
+    if writes and not any("quantize_per_tensor" in str(user.target) for user in _after_rectifier(node)):
+        return "the model does not quantize its output, and the integer kernel writes integers only"
+    return None
+
+
+def _after_rectifier(node: fx.Node) -> list[fx.Node]:
+    """The readers of an operator, and those of a rectifier behind it."""
+    readers = list(node.users)
+    return readers + [last for reader in readers for last in reader.users]
+
+
+def carried_notes(plan: QuantizationPlan | None) -> tuple[str, ...]:
+    """What to say of operators that stay in float although the model was prepared for integers."""
+    if plan is None or not plan.declined:
+        return ()
+    shown = "; ".join(f"{item.node}: {item.reason}" for item in plan.declined[:LISTED])
+    more = f"; and {len(plan.declined) - LISTED} more" if len(plan.declined) > LISTED else ""
+    return (f"of the model's own quantization, these operators stay in float: {shown}{more}",)

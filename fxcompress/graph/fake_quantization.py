@@ -1,0 +1,209 @@
+"""Models prepared by `torch.ao.quantization`: their fake quantization frozen, so that it can be captured.
+
+    FakeQuantize              =>  fake_quantize(x, scale, zero_point) with the numbers it has now
+    an observer               =>  nothing: it only looks
+    convolution + batch norm  =>  one convolution whose weight is that which was fake-quantized
+    quint8 tensors of `convert_to_reference_fx`  =>  the same in operators on plain integers
+
+All on a copy. Models of `convert_fx` and `convert`, whose layers run on packed weights, are refused: their
+float weights are gone, and `torch.export` knows nothing of them (pytorch#143474).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.nn.intrinsic.qat.modules.conv_fused import _ConvBnNd
+from torch.ao.nn.intrinsic.qat.modules.linear_fused import LinearBn1d
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
+
+from fxcompress.errors import InputError
+
+integers = torch.ops.quantized_decomposed
+
+_PREPARED = (FakeQuantizeBase, ObserverBase, _LearnableFakeQuantize)
+_PACKED = (
+    "torch.ao.nn.quantized.modules",
+    "torch.ao.nn.quantized.dynamic",
+    "torch.ao.nn.intrinsic.quantized",
+)
+_PLAIN = {torch.quint8: (0, 255, torch.uint8), torch.qint8: (-128, 127, torch.int8)}
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy whose fake quantization is fixed at its scales.
+
+    Raises:
+        InputError: a scale that no data has set, or layers with packed integer weights.
+    """
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(_PACKED):
+            raise InputError(
+                f"{name} is a {type(module).__name__} with packed integer weights, which cannot be captured",
+                hint="pass the model as it was before convert(): prepared, with its fake quantization",
+            )
+    if not any(isinstance(module, _PREPARED) or _is_reference(module) for module in model.modules()):
+        return model
+    result = copy.deepcopy(model)
+    if isinstance(result, _PREPARED):
+        raise InputError("this is a quantizer, not a model", hint="pass the model that it is in")
+    _replace_all(result, _without_norm)
+    _replace_all(result, _fixed)
+    if isinstance(result, fx.GraphModule):
+        _use_plain_integers(result)
+    return result
+
+
+def _is_reference(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.ao.nn.quantized.reference")
+
+
+def _replace_all(model: nn.Module, form: Callable[[str, nn.Module], nn.Module | None]) -> None:
+    """Put what `form` makes of a module in its place, wherever it is; None leaves it."""
+    made: dict[nn.Module, nn.Module | None] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module not in made:
+            made[module] = form(name, module)
+        new = made[module]
+        owner, _, last = name.rpartition(".")
+        if new is None or not name:
+            continue
+        try:
+            parent = model.get_submodule(owner)
+        except AttributeError:
+            continue  # it went with the module that held it
+        new.train(module.training)
+        setattr(parent, last, new)
+
+
+def _without_norm(_: str, module: nn.Module) -> nn.Module | None:
+    return _Fused(module) if isinstance(module, _ConvBnNd | LinearBn1d) else None
+
+
+def _fixed(name: str, module: nn.Module) -> nn.Module | None:
+    if isinstance(module, FakeQuantizeBase | _LearnableFakeQuantize):
+        return _quantizer(name, module)
+    if isinstance(module, ObserverBase):
+        return nn.Identity()
+    if _is_reference(module):
+        module.is_decomposed = True  # type: ignore[assignment]
+    return None
+
+
+def _quantizer(name: str, module: Any) -> nn.Module:
+    """The module with its numbers fixed."""
+    if not int(module.fake_quant_enabled[0]):
+        return nn.Identity()
+    scale = module.scale.detach().float().clone()
+    zero = module.zero_point.detach().round().to(torch.int32).clone()
+    observer = getattr(module, "activation_post_process", None)
+    seen = getattr(observer, "min_val", None)
+    unseen = isinstance(seen, Tensor) and (not seen.numel() or bool(torch.isinf(seen).any()))
+    if unseen or not bool(scale.isfinite().all()) or bool((scale <= 0).any()):
+        raise InputError(
+            f"the fake quantization {name} has no scale yet: no data went through it",
+            hint="train or calibrate the prepared model first",
+        )
+    low, high = int(module.quant_min), int(module.quant_max)
+    if getattr(module, "is_per_channel", False) or scale.numel() > 1:
+        return _PerChannel(scale, zero, int(module.ch_axis), (low, high))
+    return _PerTensor(float(scale), int(zero), (low, high))
+
+
+class _PerTensor(nn.Module):
+    """Fake quantization with one scale.
+
+    In operators on integers: those of fake quantization cannot be traced with sizes that vary (torch 2.13).
+    """
+
+    def __init__(self, scale: float, zero_point: int, bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self.form = (scale, zero_point, *bounds, torch.int8 if bounds[0] < 0 else torch.uint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value of the nearest integer."""
+        whole = integers.quantize_per_tensor.default(x, *self.form)
+        return integers.dequantize_per_tensor.default(whole, *self.form)  # type: ignore[no-any-return]
+
+
+class _PerChannel(nn.Module):
+    """Fake quantization with a scale for every channel."""
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, axis: int, bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.form = (axis, *bounds, torch.int8 if bounds[0] < 0 else torch.uint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value of the nearest integer of each channel."""
+        given = (self.scale, self.zero_point, *self.form)
+        whole = integers.quantize_per_channel.default(x, *given)
+        return integers.dequantize_per_channel.default(whole, *given)  # type: ignore[no-any-return]
+
+
+class _Fused(nn.Module):
+    """A convolution (or linear) with the batch norm behind it, as its quantized form will be.
+
+    Training quantizes `weight * gamma / std` and divides by the factor again before the batch norm; in
+    evaluation the two cancel.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        norm = module.bn
+        factor = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+        bias = module.bias if module.bias is not None else torch.zeros_like(norm.running_mean)
+        shape = [-1] + [1] * (module.weight.dim() - 1)
+        self.weight = nn.Parameter(module.weight.detach() * factor.reshape(shape))
+        self.bias = nn.Parameter((bias.detach() - norm.running_mean) * factor + norm.bias.detach())
+        self.weight_fake_quant = module.weight_fake_quant
+        self.activation_post_process = getattr(module, "activation_post_process", None)
+        self.rectified = "ReLU" in type(module).__name__
+        self.layer = _Convolution(module) if isinstance(module, _ConvBnNd) else _linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One product, and the rectifier where the layer has one."""
+        y = self.layer(x, self.weight_fake_quant(self.weight), self.bias)
+        y = torch.relu(y) if self.rectified else y
+        return y if self.activation_post_process is None else self.activation_post_process(y)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return nn.functional.linear(x, weight, bias)
+
+
+class _Convolution:
+    """The convolution of a fused layer, without its tensors."""
+
+    def __init__(self, module: Any) -> None:
+        if module.padding_mode != "zeros":
+            raise InputError(
+                f"a fused convolution pads with {module.padding_mode}", hint="pad before the convolution"
+            )
+        functions = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
+        self.function = functions[module.weight.dim() - 3]
+        self.given = (module.stride, module.padding, module.dilation, module.groups)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.function(x, weight, bias, *self.given)  # type: ignore[operator,no-any-return]
+
+
+def _use_plain_integers(module: fx.GraphModule) -> None:
+    """Quantize_per_tensor to quint8 and dequantize => the same on uint8 tensors."""
+    forms: dict[fx.Node, tuple[Any, ...]] = {}
+    for node in list(module.graph.nodes):
+        if node.target is torch.quantize_per_tensor and node.args[3] in _PLAIN:
+            source, scale, zero, kind = node.args
+            forms[node] = (scale, zero, *_PLAIN[kind])
+            node.target = integers.quantize_per_tensor.tensor
+            node.args = (source, *forms[node])
+        elif node.op == "call_method" and node.target == "dequantize" and node.args[0] in forms:
+            node.op, node.target = "call_function", integers.dequantize_per_tensor.tensor
+            node.args = (node.args[0], *forms[node.args[0]])
+    module.recompile()
