@@ -60,13 +60,20 @@ class Chunk:
 
 
 class SideBySide:
-    """Two programs on the same samples, advanced together layer by layer."""
+    """Two programs on the same samples, advanced together layer by layer.
+
+    Without an `analysis` of the original and `indices` that stay, both have the same channels.
+    """
 
     def __init__(
-        self, original: Program, pruned: Program, analysis: Analysis, indices: Mapping[Axis, Indices]
+        self,
+        original: Program,
+        pruned: Program,
+        analysis: Analysis | None = None,
+        indices: Mapping[Axis, Indices] | None = None,
     ) -> None:
         self.original, self.pruned = Stepwise(original), Stepwise(pruned)
-        self.space, self.indices = analysis.space, indices
+        self.space, self.indices = None if analysis is None else analysis.space, indices or {}
         self.chunks: list[Chunk] = []
         self.variance = 0.0
         """Of the original's outputs, all entries of one sample together."""
@@ -156,7 +163,7 @@ class SideBySide:
             if chunk.report and not chunk.judge:
                 continue
             x, lacking = chunk.pruned[site.form.source], self._lacking(site, chunk)
-            places = _places(site.form.places(lacking), number)
+            places = places_of(site.form.places(lacking), number)
             moments = judged if chunk.judge else fitted
             moments.update(site.form.rows(x, places), site.form.picked(lacking, places))
         return fitted, judged
@@ -180,6 +187,8 @@ class SideBySide:
 
     def kept(self, node: Node, value: Tensor) -> Tensor:
         """A value of the original on the positions that stay."""
+        if self.space is None:
+            return value
         for dim, expression in enumerate(self.space.of(node)):
             stay = torch.from_numpy(kept(expression, self.indices))
             if len(stay) < expression.size:
@@ -187,7 +196,8 @@ class SideBySide:
         return value
 
 
-def _places(count: int, seed: int) -> Tensor:
+def places_of(count: int, seed: int) -> Tensor:
+    """The output positions that are read, of `count`: all, or `PLACES` of them drawn by `seed`."""
     if count <= PLACES:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:PLACES].sort().values
