@@ -18,6 +18,7 @@ from fxcompress.graph.edit import add_tensor, set_arg, set_tensor
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, tensor, value
 from fxcompress.numerics.folding import scale_rows, scale_transposed
+from fxcompress.numerics.kernel_blocks import Layout
 from fxcompress.passes.shape_facts import operand, same_sizes
 
 aten = torch.ops.aten
@@ -61,6 +62,9 @@ LAYOUTS = frozenset(
         aten.view.default,
         aten.reshape.default,
         aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
         aten.contiguous.default,
         aten.clone.default,
     }
@@ -76,6 +80,13 @@ def is_affine(node: object) -> bool:
 def is_mirrored(node: Node) -> bool:
     """Whether the operator is a transposed convolution."""
     return AFFINES[node.target].mirrored or bool(argument(node, "transposed", False))
+
+
+def layout_of(node: Node) -> Layout:
+    """The layout of an operator's weight."""
+    if is_mirrored(node):
+        return "mirrored"
+    return "columns" if AFFINES[node.target].axis else "rows"
 
 
 def groups_of(node: Node) -> int:

@@ -96,14 +96,14 @@ def _constant(program: Program, excluded: frozenset[str]) -> set[Node]:
     for node in program.graph.nodes:
         if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor):
             constant.add(node)
-        elif node.op == "call_function" and node.name not in excluded and _pure(node):
+        elif node.op == "call_function" and node.name not in excluded and is_pure(node):
             inputs = node.all_input_nodes
             if inputs and all(source_node in constant for source_node in inputs):
                 constant.add(node)
     return constant
 
 
-def _pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
     """Whether computing a node once is the same as computing it in every call."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):

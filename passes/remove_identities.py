@@ -94,7 +94,7 @@ class RemoveIdentities:
                 if trains(node):
                     declined.append(Decline(node.name, "in training mode: call .eval() first", source(node)))
                 continue
-            if _separates_outputs(node, original):
+            if separates_outputs(node, original):
                 reason = "an output of the model must be a tensor of its own"
                 declined.append(Decline(node.name, reason, source(node)))
                 continue
@@ -172,7 +172,7 @@ CONDITIONAL: dict[object, Callable[[Node], bool]] = {
 }
 
 
-def _separates_outputs(node: Node, original: Node) -> bool:
+def separates_outputs(node: Node, original: Node) -> bool:
     """Whether a node is an output of the model and its input is one too, or is an input or parameter."""
     outputs = [user for user in node.users if user.op == "output"]
     if not outputs:

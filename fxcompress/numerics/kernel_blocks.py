@@ -89,7 +89,7 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 
     ``[1, mid, in, *k1]`` and ``[1, out, mid, *k2]`` make ``[1, out, in, *k]``, where k is the larger kernel.
     """
-    left, right = second[0].flatten(2), first[0].flatten(2)  # [out, mid, taps2], [mid, in, taps1]
+    left, right = (blocks[0].reshape(*blocks.shape[1:3], -1) for blocks in (second, first))
     taps = first.shape[3:] if left.shape[-1] == 1 else second.shape[3:]
     made = torch.einsum("omp,miq->oipq", left, right)
     return made.reshape(1, made.shape[0], made.shape[1], *taps)

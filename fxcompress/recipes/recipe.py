@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from fxcompress.errors import InputError
+from fxcompress.passes.cancel_layout import CancelLayout
+from fxcompress.passes.drop_masks import DropMasks
 from fxcompress.passes.fold_parameters import FoldParameters
+from fxcompress.passes.fuse_affine import FuseAffine
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
+from fxcompress.passes.fuse_input_normalization import FuseInputNormalization
+from fxcompress.passes.fuse_padding import FusePadding
+from fxcompress.passes.merge_branches import MergeBranches
+from fxcompress.passes.merge_linears import MergeLinears
+from fxcompress.passes.remove_duplicates import RemoveDuplicates
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.pipeline import Stage
 from fxcompress.plan.depth import Depth
@@ -21,7 +29,15 @@ from fxcompress.recipes.writing import toml_of
 LOSSLESS: tuple[Stage, ...] = (
     RemoveIdentities(),  # first: a dropout between a linear and its batch norm would hide the pair
     FoldParameters(),  # then: a batch norm folds into a stored weight, not into a computed one (weight norm)
+    DropMasks(),
+    CancelLayout(),  # a layout that is undone would stand between an operator and what folds into it
     FuseBatchNorm(),
+    FuseInputNormalization(),  # a whole normalisation at once; FuseAffine takes what can go alone
+    FuseAffine(),
+    FusePadding(),  # after the shifts, which a convolution takes only while it does not pad
+    MergeBranches(),  # now each branch is one operator
+    MergeLinears(),
+    RemoveDuplicates(),  # last: what is read twice folds into nothing
 )
 """What every deployed program goes through; it computes what it did before, up to rounding."""
 
@@ -37,12 +53,32 @@ VOCABULARY: Mapping[str, type[Any]] = {
     "sparsify": Sparsify,
     "remove-identities": RemoveIdentities,
     "fold-parameters": FoldParameters,
+    "drop-masks": DropMasks,
+    "cancel-layout": CancelLayout,
     "fuse-batch-norm": FuseBatchNorm,
+    "fuse-input-normalization": FuseInputNormalization,
+    "fuse-affine": FuseAffine,
+    "fuse-padding": FusePadding,
+    "merge-branches": MergeBranches,
+    "merge-linears": MergeLinears,
+    "remove-duplicates": RemoveDuplicates,
     "quantize": Quantize,
 }
 """By their spelling in a recipe, the stages; their fields are those of the dataclass."""
 
 _USERS_NAMES = "{} is planned in the parameters of your model, which {} replaces"
+_REPLACING = frozenset(
+    {
+        "fold-parameters",
+        "fuse-batch-norm",
+        "fuse-input-normalization",
+        "fuse-affine",
+        "merge-branches",
+        "merge-linears",
+    }
+)
+"""Passes after which parameters are no longer the user's."""
+
 _THIN_ORDER = ("depth", "prune", "sparsify")
 """One after the other: blocks that go need no pruning, channels that go need no masks."""
 _INTEGERS = "after quantize the weights are integers, which {} cannot edit"
@@ -168,7 +204,7 @@ def order_fault(steps: Sequence[Step]) -> Fault | None:
 
 def _thinning_fault(index: int, name: str, seen: Sequence[str]) -> Fault | None:
     """Why blocks, channels or weights cannot be chosen after these stages."""
-    early = next((item for item in seen if item in ("fold-parameters", "fuse-batch-norm")), None)
+    early = next((item for item in seen if item in _REPLACING), None)
     if early is not None:
         return Fault(index, _USERS_NAMES.format(name, early), f"put {name} before {early}")
     others = [item for item in seen if item in _THIN_ORDER]
