@@ -136,6 +136,7 @@ def unpriced(program: Program) -> list[Node]:
         and isinstance(node.target, torch._ops.OpOverload)
         and walk.is_tensor(node)
         and node.target not in MACS
+        and node.target.namespace != "quantized_decomposed"  # rounding, of the size of what it rounds
         and rule_for(node.target) is None
     ]
 

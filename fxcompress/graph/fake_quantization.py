@@ -91,7 +91,8 @@ def _fixed(name: str, module: nn.Module) -> nn.Module | None:
     if isinstance(module, ObserverBase):
         return nn.Identity()
     if _is_reference(module):
-        module.is_decomposed = True  # type: ignore[assignment]
+        reference: Any = module
+        reference.is_decomposed = True
     return None
 
 
@@ -128,7 +129,7 @@ class _PerTensor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The value of the nearest integer."""
         whole = integers.quantize_per_tensor.default(x, *self.form)
-        return integers.dequantize_per_tensor.default(whole, *self.form)  # type: ignore[no-any-return]
+        return integers.dequantize_per_tensor.default(whole, *self.form)
 
 
 class _PerChannel(nn.Module):
@@ -144,7 +145,7 @@ class _PerChannel(nn.Module):
         """The value of the nearest integer of each channel."""
         given = (self.scale, self.zero_point, *self.form)
         whole = integers.quantize_per_channel.default(x, *given)
-        return integers.dequantize_per_channel.default(whole, *given)  # type: ignore[no-any-return]
+        return integers.dequantize_per_channel.default(whole, *given)
 
 
 class _Fused(nn.Module):
@@ -191,7 +192,7 @@ class _Convolution:
         self.given = (module.stride, module.padding, module.dilation, module.groups)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.function(x, weight, bias, *self.given)  # type: ignore[operator,no-any-return]
+        return self.function(x, weight, bias, *self.given)
 
 
 def _use_plain_integers(module: fx.GraphModule) -> None:

@@ -116,7 +116,8 @@ def _settle_pair(program: Holder, node: fx.Node) -> bool:
 
 def _settle_channels(program: Holder, node: fx.Node) -> bool:
     """Per channel: a stored weight becomes int8."""
-    _, scales, zeros, axis, low, high = node.args[:6]
+    args: tuple[Any, ...] = node.args
+    _, scales, zeros, axis, low, high = args[:6]
     given = [_tensor(program, item) for item in (node.args[0], scales, zeros)]
     pairs = node.target is integers.quantize_per_channel.default
     readers = list(node.users) if pairs else [node]
@@ -133,9 +134,9 @@ def _settle_channels(program: Holder, node: fx.Node) -> bool:
     stored = edit.add_tensor(program, f"{name}_int8", whole)
     steps = edit.add_tensor(program, f"{name}_scale", scale.float())
     nothing = edit.add_tensor(program, f"{name}_zero_point", torch.zeros(len(scale), dtype=torch.int64))
-    args = (stored, steps, nothing, axis, -128, 127, torch.int8)
+    form = (stored, steps, nothing, axis, -128, 127, torch.int8)
     for reader in readers:
-        real = edit.call_before(reader, DEQUANTIZE_CHANNELS, args, name=f"{stored.name}_dq")
+        real = edit.call_before(reader, DEQUANTIZE_CHANNELS, form, name=f"{stored.name}_dq")
         edit.replace_uses(reader, real)
     return True
 

@@ -30,17 +30,14 @@ _library.define(
 operators = torch.ops.fxcompress_lowering
 
 
-@register_fake("fxcompress_lowering::dynamic_quantize", lib=_library)
 def _dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(()), x.new_empty((), dtype=torch.uint8)
 
 
-@register_fake("fxcompress_lowering::matmul_integer", lib=_library)
 def _matmul_integer(x: Tensor, weight: Tensor, x_zero_point: Tensor) -> Tensor:  # noqa: ARG001
     return x.new_empty((*x.shape[:-1], weight.shape[-1]), dtype=torch.int32)
 
 
-@register_fake("fxcompress_lowering::matmul_nbits", lib=_library)
 def _matmul_nbits(  # noqa: PLR0913 - the operator's own arguments
     x: Tensor,
     packed: Tensor,  # noqa: ARG001
@@ -53,6 +50,11 @@ def _matmul_nbits(  # noqa: PLR0913 - the operator's own arguments
     accuracy: int,  # noqa: ARG001
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], outputs))
+
+
+register_fake("fxcompress_lowering::dynamic_quantize", _dynamic_quantize, lib=_library)
+register_fake("fxcompress_lowering::matmul_integer", _matmul_integer, lib=_library)
+register_fake("fxcompress_lowering::matmul_nbits", _matmul_nbits, lib=_library)
 
 
 def register(registry: ONNXRegistry) -> None:

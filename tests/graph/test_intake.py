@@ -243,7 +243,7 @@ def elsewhere() -> nn.Module:
     ("build", "message"),
     [
         (lazy, "0.weight has no shape yet"),
-        (fake_quantized, "quantization-aware training"),
+        (fake_quantized, "no scale yet"),
         (scripted_inside, r"TorchScript module \(0\)"),
         (made_in_inference_mode, r"inference_mode[\s\S]*deepcopy"),
         (elsewhere, r"on cuda:1 \(far\)[\s\S]*cpu\(\)"),

@@ -31,7 +31,7 @@ def structure(program: Program) -> str:
     lines = []
     for node in program.graph.nodes:
         if node.op == "call_function":
-            target = getattr(node.target, "_opname", None) or str(node.target).split(".")[1]
+            target = getattr(node.target, "_opname", None) or node.target.__name__
             lines.append(
                 f"{node.name} = {target}({', '.join(source.name for source in node.all_input_nodes)})"
             )
