@@ -161,6 +161,7 @@ def _lowered(request: Request, made: Compressed, journal: Journal) -> tuple[Cand
                 opset=request.opset,
                 input_names=request.input_names,
                 output_names=request.output_names,
+                forms=request.target.forms,
             )
             candidates.append(Candidate(name, program, model, _content(model)))
     return tuple(candidates)

@@ -155,7 +155,7 @@ class Rounds:
         program = PruneChannels(plan).run(self.analysis.program).program
         for stage in (PackLinears(), *self.request.recipe.after):
             program = stage.run(program).program
-        return self.bench.measure(lower(program, opset=self.request.opset))
+        return self.bench.measure(lower(program, opset=self.request.opset, forms=self.request.target.forms))
 
 
 def figures(met: Met[PruningPlan]) -> LatencyBudget:

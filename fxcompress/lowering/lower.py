@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger.logger import G_LOGGER, LoggerSuppress
 
-from fxcompress.errors import LoweringError
+from fxcompress.errors import InputError, LoweringError
 from fxcompress.graph.program import Program
 from fxcompress.lowering import provenance
 from fxcompress.lowering.acceptance import accept
@@ -18,6 +19,7 @@ from fxcompress.lowering.cancel_quantization import cancel_quantization
 from fxcompress.lowering.decompose import EXPORTED
 from fxcompress.lowering.export import export
 from fxcompress.lowering.fold_weight_transposes import fold_weight_transposes
+from fxcompress.lowering.head_forms import MULTI_HEAD_ATTENTION, use_multi_head_attention
 from fxcompress.lowering.identities import remove_identities
 from fxcompress.lowering.interface import check_names, name_dimensions, name_interface
 from fxcompress.lowering.mask_forms import mask_with_infinity
@@ -40,6 +42,9 @@ REWRITES: tuple[Rewrite, ...] = (
 )
 """In the order they are applied."""
 
+FORMS: Mapping[str, Rewrite] = {MULTI_HEAD_ATTENTION: use_multi_head_attention}
+"""By the names that a target lists, rewrites to operators of a runtime's own; after the others."""
+
 
 def lower(
     program: Program,
@@ -47,6 +52,7 @@ def lower(
     opset: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    forms: AbstractSet[str] = frozenset(),
 ) -> onnx.ModelProto:
     """Write a program in evaluation mode as an ONNX model: exported, rewritten, checked, loaded and run.
 
@@ -54,9 +60,10 @@ def lower(
         opset: version of the standard operator set; 20 (or what the runtime reads) when left out.
         input_names: names for the flat inputs, in the order of `program.signature.inputs`.
         output_names: names for the flat outputs, in the order of `program.signature.outputs`.
+        forms: names of `FORMS` to write, which only some runtimes read; none when left out.
 
     Raises:
-        InputError: an opset or names that cannot be.
+        InputError: an opset, names or forms that cannot be.
         LoweringError: an operator has no ONNX form, or the result does not work in the installed runtime.
     """
     if program.training:
@@ -69,7 +76,8 @@ def lower(
     name_interface(
         exported.model, input_names or program.signature.inputs, output_names or program.signature.outputs
     )
-    model = rewrite(exported.model)
+    steps = rewrites(forms)
+    model = rewrite(exported.model, steps if target >= EXPORTED else REWRITES)
     if target < EXPORTED:
         model = convert_down(model, target)
     provenance.strip(model)
@@ -79,7 +87,19 @@ def lower(
     return model
 
 
-def rewrite(model: onnx.ModelProto, rewrites: Sequence[Rewrite] = REWRITES) -> onnx.ModelProto:
+def rewrites(forms: AbstractSet[str]) -> tuple[Rewrite, ...]:
+    """The rewrites for a runtime that reads these forms.
+
+    Raises:
+        InputError: a form that is not known.
+    """
+    unknown = sorted(forms - FORMS.keys())
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no lowering form", hint=f"forms are: {', '.join(FORMS)}")
+    return (*REWRITES, *(rewrite for name, rewrite in FORMS.items() if name in forms))
+
+
+def rewrite(model: onnx.ModelProto, steps: Sequence[Rewrite] = REWRITES) -> onnx.ModelProto:
     """The model after onnx-graphsurgeon rewrites, each followed by the removal of what nothing reads.
 
     Sizes and types of intermediate values are read by the rewrites and written by nobody: the runtime infers
@@ -87,7 +107,7 @@ def rewrite(model: onnx.ModelProto, rewrites: Sequence[Rewrite] = REWRITES) -> o
     """
     with LoggerSuppress(G_LOGGER, G_LOGGER.ERROR):
         graph = gs.import_onnx(model)
-        for step in rewrites:
+        for step in steps:
             if step(graph):
                 graph.cleanup(remove_unused_graph_inputs=False)
         graph.toposort()

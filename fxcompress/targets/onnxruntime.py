@@ -122,6 +122,7 @@ def onnxruntime(features: AbstractSet[str] | None = None) -> Target:
         narrowest_group=NARROWEST_GROUP,
         requantizes_constants=True,
         domains=frozenset({"com.microsoft"}),
+        forms=frozenset({"multi-head-attention"}),
         features=(variant.name, *sorted(variant.needs)),
         runtime="onnxruntime",
         evidence="measured: tests/targets/test_conformance.py shows each claim in the installed runtime",
