@@ -108,6 +108,9 @@ def _settle_pair(program: Holder, node: fx.Node) -> bool:
         if other is None or (other.scale, other.zero) != (form.scale, form.zero):
             return False
     source = _input(node)
+    plain = node.target is QUANTIZE and all(real.target is DEQUANTIZE for real in node.users)
+    if plain and form[2:] == (0, 255) and source.op != "get_attr":
+        return True
     new = _stored(program, source, form) or _quantized(node, source, form)
     for real in list(node.users):
         edit.replace_uses(real, new)
