@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxcompress.errors import first_line
+from fxcompress.errors import NotSupported, first_line
 from fxcompress.runtime.optional import optional
 from fxcompress.runtime.session import Feeds, SessionError, contiguous
 
@@ -67,7 +67,7 @@ def available() -> bool:
     """Whether OpenVINO can be imported."""
     try:
         optional("openvino", "openvino")
-    except ImportError:
+    except NotSupported:
         return False
     return True
 

@@ -4,9 +4,9 @@ Its low-precision passes move a dequantization down through what follows, into t
 wants few pairs: at the inputs of weighted operators, none after layout, none between an operator and what
 fuses into it. What was found by compiling one form at a time:
 
-- convolutions (1-d to 3-d, grouped, depthwise, transposed) and linears on any rank take u8 activations with
-  any zero point and i8 weights per channel, and hand out floats or, where a quantization follows, integers;
-  activation functions, biases and the addition of a skip connection are part of them.
+- convolutions (1-d to 3-d, grouped, depthwise; not transposed ones) and linears on any rank take u8
+  activations with any zero point and i8 weights per channel, and hand out floats or, where a quantization
+  follows, integers; activation functions, biases and the addition of a skip connection are part of them.
 - average and maximum pooling, the mean over height and width, concatenation, addition and multiplication run
   in u8; reshapes, transposes, slices, nearest resizing and padding keep what they are given.
 - a pair *after* such a layout costs a conversion to float and back (`Convert`, `FakeQuantize`).
@@ -27,7 +27,6 @@ from fxcompress.targets.target import PER_CHANNEL, Kernel, Target
 KERNELS = MappingProxyType(
     {
         Kind.CONVOLUTION: Kernel("Convolution", writes_integers=False),
-        Kind.TRANSPOSED: Kernel("Deconvolution", writes_integers=False),
         Kind.LINEAR: Kernel("FullyConnected", writes_integers=False),
         Kind.ADD: Kernel("Eltwise", writes_integers=False),
         Kind.MULTIPLY: Kernel("Eltwise", writes_integers=False),
@@ -39,6 +38,7 @@ KERNELS = MappingProxyType(
 
 FLOAT_REASONS = MappingProxyType(
     {
+        Kind.TRANSPOSED: "the integer deconvolution takes no activation with a zero point",
         Kind.MATMUL: "both factors are activations: attention stays in the plugin's float kernel",
         Kind.ATTENTION: "attention stays in the plugin's float kernel",
         Kind.RECTIFY: "rectifiers fuse into the operator before them",

@@ -56,7 +56,7 @@ def test_repetitions_fill_a_round_and_respect_the_bound() -> None:
 def test_the_order_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = {name: object() for name in "abc"}
     order: list[str] = []
-    monkeypatch.setattr(timing, "open_session", lambda model, threads: sessions[model])
+    engine = timing.Engine("stub", lambda model, threads: sessions[model])
     monkeypatch.setattr(timing, "_warm", lambda session, feeds: 1.0)
 
     def record(session: object, feeds: object, calls: int, clock: object) -> float:
@@ -65,7 +65,8 @@ def test_the_order_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.0
 
     monkeypatch.setattr(timing, "_time", record)
-    compare({name: name for name in "abc"}, {}, rounds=4)
+    measured = compare({name: name for name in "abc"}, {}, rounds=4, engine=engine)
+    assert measured.runtime == "stub"
     assert "".join(order) == "abcbcacababc"
     assert gc.isenabled()
 
