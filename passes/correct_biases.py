@@ -21,7 +21,6 @@ from fxcompress.analysis.quantized_sites import QuantizedSite
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Moments
 from fxcompress.passes.quantized_corrections import (
-    MEMORY,
     NO_GAIN,
     Corrected,
     Data,
@@ -30,6 +29,9 @@ from fxcompress.passes.quantized_corrections import (
     share_left,
     shift_bias,
 )
+
+MEMORY = 128 * 2**20
+"""Bytes of activations: a mean needs fewer samples than a fit of all weights."""
 
 
 @dataclass(frozen=True)

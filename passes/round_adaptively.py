@@ -47,6 +47,7 @@ class RoundAdaptively:
         reference: the float program that was quantized.
         batches: calibration data that can be read more than once; labels are ignored.
         memory: bytes of activations that may be held at once.
+        biases: whether biases may take the mean of what is then lacking.
         steps: moves per output of a layer.
         seconds: of one layer's descent.
     """
@@ -54,6 +55,7 @@ class RoundAdaptively:
     reference: Program = field(repr=False)
     batches: Iterable[Any] = field(repr=False)
     memory: int = MEMORY
+    biases: bool = True
     steps: int = STEPS
     seconds: float = 30.0
     name: ClassVar[str] = "round-adaptively"
@@ -64,13 +66,12 @@ class RoundAdaptively:
         Raises:
             InputError: unusable calibration data, or a layer that yields NaN or infinities on it.
         """
-        fix = partial(_round, self.reference, Budget(self.steps, seconds=self.seconds))
+        fix = partial(_round, self)
         return corrected(Data(self.reference, self.batches, self.memory), program, fix, inputs=True)
 
 
 def _round(
-    reference: Program,
-    budget: Budget,
+    options: RoundAdaptively,
     program: Program,
     site: QuantizedSite,
     fitted: Moments,
@@ -79,16 +80,21 @@ def _round(
     """Move the weights of one layer in place, or say why not."""
     if site.weight is None or site.weight.scales is None:
         return "its weight is stored as floats, or read by others"
-    moves, unit = _moves(reference, program, site.form, site.weight)
-    intercept = site.bias is not None
+    moves, unit = _moves(options.reference, program, site.form, site.weight)
+    intercept = options.biases and site.bias is not None
+    budget = Budget(options.steps, seconds=options.seconds)
     change = descend(fitted, moves * unit, intercept=intercept, budget=budget)
     fit = chosen(fitted, judged, [torch.zeros_like(change), change], intercept=intercept)
     stored = walk.tensor(program, site.weight.node)
     whole = site.form.stored((fit.weight / unit).round(), stored)
     moved = stored + whole.to(stored.dtype)
     edit.set_tensor(program, str(site.weight.node.target), moved)
-    shifted = site.bias is not None and shift_bias(program, site.bias, fit.bias.reshape(-1))
+    shifted = intercept and _shifted(program, site, fit.bias.reshape(-1))
     return share_left(judged, fit) if shifted or not torch.equal(moved, stored) else NO_GAIN
+
+
+def _shifted(program: Program, site: QuantizedSite, shift: Tensor) -> bool:
+    return site.bias is not None and shift_bias(program, site.bias, shift)
 
 
 def _moves(reference: Program, program: Program, form: Form, weight: Stored) -> tuple[Tensor, Tensor]:

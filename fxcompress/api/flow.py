@@ -14,7 +14,6 @@ import onnx
 from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed, compress
 from fxcompress.api.findings import Findings, compare_outputs, peak_memories, report_of, time_all
-from fxcompress.api.preparing import refuse_unbuilt as refuse_unbuilt_options
 from fxcompress.api.proofs import prove_float, prove_original, prove_variant
 from fxcompress.api.quantizing_modes import refuse_unbuilt_mode
 from fxcompress.api.request import (
@@ -120,7 +119,6 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
         progress=progress,
     )
     refuse_unbuilt_mode(request)
-    refuse_unbuilt_options(request)
     journal = Journal(progress)
     with journal.step("capture"):
         original = program_of(model, example_inputs, dynamic_shapes, trust=trust)
