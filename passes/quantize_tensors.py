@@ -61,6 +61,7 @@ class QuantizeTensors:
         edits.biases()
         edits.forms()
         edits.activations()
+        edits.guards()
         edit.tidy(copy)
         edit.reinfer(copy)
         return Outcome(copy, tuple(edits.changed), declined)
@@ -215,6 +216,34 @@ class _Edits:
         real = edit.call_after(whole, integers.dequantize_per_tensor.default, args, name=f"{node.name}_dq")
         edit.replace_uses(node, real, only=readers)
 
+    def guards(self) -> None:
+        """Let guarded convolutions read their input through scales by channel, all of them the same."""
+        made: dict[fx.Node, fx.Node] = {}
+        for name in self.plan.guarded:
+            node = self.nodes[name]
+            row = role(node)
+            assert row is not None
+            source = activations(node, row)[0]
+            if source.target is not integers.dequantize_per_tensor.default:
+                continue
+            if source not in made:
+                made[source] = self._by_channel(source)
+            edit.replace_uses(source, made[source], only=[node])
+
+    def _by_channel(self, source: fx.Node) -> fx.Node:
+        args: tuple[Any, ...] = source.args
+        whole, scale, zero_point, low, high, kind = args
+        channels = walk.hint_shape(_measured(source))[1]
+        stored = [
+            edit.add_tensor(
+                self.program, f"{source.name}_{what}", torch.full((channels,), value, dtype=dtype)
+            )
+            for what, value, dtype in (("scales", scale, torch.float32), ("zeros", zero_point, torch.int64))
+        ]
+        args = (whole, *stored, 1, low, high, kind)
+        name = f"{source.name}_by_channel"
+        return edit.call_after(source, integers.dequantize_per_channel.default, args, name=name)
+
     def _pad_integers(self, node: fx.Node, scheme: ActivationScheme) -> None:
         """Pad the integers of what is padded; both sides have one scale, so nothing else changes."""
         row = role(node)
@@ -223,6 +252,13 @@ class _Edits:
         args = (source.args[0], walk.argument(node, "pad"), scheme.zero_point)
         edit.set_call(node, aten.constant_pad_nd.default, args)
         self._real(node, node, scheme, set(node.users))
+
+
+def _measured(node: fx.Node) -> fx.Node:
+    """The tensor that new pairs stand for, which has metadata already."""
+    while "val" not in node.meta:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _quantized(values: Tensor, scheme: WeightScheme) -> Tensor:

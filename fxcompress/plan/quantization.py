@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -23,9 +24,9 @@ from fxcompress.numerics.affine import (
 )
 from fxcompress.numerics.ranges import Range
 from fxcompress.numerics.weight_ranges import mse_channel_scales
-from fxcompress.ops.quantization import GATES, Role, activations, role
+from fxcompress.ops.quantization import GATES, Kind, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
-from fxcompress.plan.placement import Placement, place
+from fxcompress.plan.placement import Placement, place, tensors_of
 from fxcompress.plan.quantization_plan import (
     ActivationScheme,
     BiasScheme,
@@ -36,7 +37,15 @@ from fxcompress.plan.quantization_plan import (
 )
 from fxcompress.targets.target import Scheme, Target, limit_of
 
-__all__ = ["QuantizationPlan", "Quantize", "gate_name", "plan_quantization", "tensors_to_observe"]
+__all__ = [
+    "QuantizationPlan",
+    "Quantize",
+    "capable_operators",
+    "gate_name",
+    "plan_quantization",
+    "tensors_of_any_choice",
+    "tensors_to_observe",
+]
 
 SCALES = MappingProxyType({"minmax": channel_scales, "mse": mse_channel_scales})
 """How the scales of a weight follow from its values, by the name of `Quantize.weight_range`."""
@@ -50,17 +59,43 @@ def tensors_to_observe(program: Program, target: Target, options: Quantize | Non
     return _placement(program, target, options or Quantize()).roots()
 
 
+def capable_operators(program: Program, target: Target, options: Quantize | None = None) -> dict[str, str]:
+    """Return the operators that can run in int8, each with the kernel the runtime should show.
+
+    `""` stands for those without a kernel of their own: absorbed rectifiers, layout.
+    """
+    everything = {node.name for node in program.graph.nodes}
+    return _placement(program, target, options or Quantize(), everything).kernels
+
+
+def tensors_of_any_choice(program: Program, target: Target, options: Quantize | None = None) -> list[str]:
+    """Return the node names whose ranges some plan may need, whichever operators run in int8."""
+    kernels = capable_operators(program, target, options)
+    observed = set(tensors_to_observe(program, target, options))
+    for node in program.graph.nodes:
+        row = role(node)
+        if node.name in kernels and row is not None:
+            observed.update(tensor.name for tensor in (*activations(node, row), *tensors_of(node)))
+    return [node.name for node in program.graph.nodes if node.name in observed]
+
+
 def plan_quantization(
-    program: Program, ranges: Mapping[str, Range], target: Target, options: Quantize | None = None
+    program: Program,
+    ranges: Mapping[str, Range],
+    target: Target,
+    options: Quantize | None = None,
+    *,
+    integers: AbstractSet[str] | None = None,
 ) -> QuantizationPlan:
     """Decide the precision of every operator and the scheme of every quantized tensor.
 
-    `ranges` holds at least :func:`tensors_to_observe`.
+    `ranges` holds at least :func:`tensors_to_observe`. `integers` names the operators that run in int8, and
+    no others do; for any of them :func:`tensors_of_any_choice` must be there. None leaves it to rules.
 
     Raises:
         InputError: a range is missing or not finite.
     """
-    placement = _placement(program, target, options or Quantize())
+    placement = _placement(program, target, options or Quantize(), integers)
     nodes = {node.name: node for node in program.graph.nodes}
     chosen = _activation_schemes(placement, nodes, ranges, target.activations)
     weights = _weight_schemes(
@@ -73,6 +108,7 @@ def plan_quantization(
         integer_only=tuple(name for name in placement.tensors if name in placement.integer_only),
         weights={name: _frozen(scheme) for name, scheme in weights.items()},
         biases=_bias_schemes(program, placement, (chosen, weights), target),
+        guarded=tuple(name for name in placement.guarded if _is_image_operator(nodes[name])),
         declined=tuple(
             Declined(node.name, placement.declined[node.name], walk.source(node))
             for node in program.graph.nodes
@@ -81,10 +117,15 @@ def plan_quantization(
     )
 
 
-def _placement(program: Program, target: Target, options: Quantize) -> Placement:
-    """Place with what the user asked for: full precision ignores what the target measured as too slow."""
-    chosen = replace(target, narrowest_group=0) if options.precision == "full" else target
-    return place(program, chosen, options.exclude)
+def _placement(
+    program: Program, target: Target, options: Quantize, integers: AbstractSet[str] | None = None
+) -> Placement:
+    """Place with what the user asked for: full precision, and a choice that was made by prices, ignore what
+    the target measured as too slow.
+    """
+    priced = options.precision == "full" or integers is not None
+    chosen = replace(target, narrowest_group=0) if priced else target
+    return place(program, chosen, options.exclude, integers)
 
 
 def gate_name(node: str) -> str:
@@ -170,15 +211,23 @@ def _bias_schemes(
             scales = bias_scales(_input_scale(source, chosen), weights[str(weight.target)].scales)
             schemes[name] = BiasScheme(str(bias.target), _tuple(scales))
     for name in placement.guarded:
-        schemes[name] = _guard(program, nodes[name])
+        if not _is_image_operator(nodes[name]):
+            schemes[name] = _guard(program, nodes[name])
     return schemes
+
+
+def _is_image_operator(node: fx.Node) -> bool:
+    """Whether a guarded operator is a convolution, whose input has channels second."""
+    row = role(node)
+    return row is not None and row.kind is not Kind.LINEAR
 
 
 def _guard(program: Program, node: fx.Node) -> BiasScheme:
     """Return a bias in 31 bits, finer than the float it replaces: all that matters is that it is dequantized.
 
-    ONNX Runtime quantizes the weight of a float operator between DQ and Q unless its bias comes out of a
-    node.
+    ONNX Runtime quantizes the weight of a float Gemm between DQ and Q unless its bias comes out of a node. A
+    convolution with such a bias would not get its blocked layout: its input is dequantized by channel
+    instead (`QuantizationPlan.guarded`).
     """
     bias = _operands(node)[1]
     channels = walk.hint_shape(node)[-1 if walk.value(node).dim() == 2 else 1]

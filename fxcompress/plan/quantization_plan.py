@@ -146,6 +146,8 @@ class QuantizationPlan:
         weights: by parameter name.
         biases: by operator.
         declined: the operators that stay in float.
+        guarded: float convolutions that read what an integer kernel made, and that the runtime would quantize
+            by itself: it does not where the scale of their input is stated by channel, all channels alike.
         mode: of quantization; in others than "int8", a pass of its own knows the tensors.
     """
 
@@ -157,6 +159,7 @@ class QuantizationPlan:
     biases: Mapping[str, BiasScheme] = field(default_factory=dict)
     declined: tuple[Declined, ...] = ()
     mode: str = "int8"
+    guarded: tuple[str, ...] = ()
 
     @property
     def precision(self) -> dict[str, str]:
@@ -180,7 +183,11 @@ class QuantizationPlan:
         data["weights"] = {name: _plain(scheme) for name, scheme in self.weights.items()}
         data["biases"] = {name: _plain(scheme) for name, scheme in self.biases.items()}
         data["declined"] = [asdict(item) for item in self.declined]
-        return data | {"kernels": dict(self.kernels), "integer_only": list(self.integer_only)}
+        return (
+            data
+            | {"kernels": dict(self.kernels), "integer_only": list(self.integer_only)}
+            | {"guarded": list(self.guarded)}
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -204,6 +211,7 @@ class QuantizationPlan:
                     for name, item in data["biases"].items()
                 },
                 declined=tuple(Declined(**item) for item in data["declined"]),
+                guarded=tuple(data.get("guarded", ())),
                 mode=str(data.get("mode", "int8")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

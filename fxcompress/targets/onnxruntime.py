@@ -25,7 +25,10 @@ time:
   before them. `Split` needs a pair on every output. `Pad` runs on integers only when it is written so:
   between Q and DQ.
 - A **float** `Conv`, `ConvTranspose` or `Gemm` between a DQ and a Q is quantized by the runtime itself, per
-  tensor, without being asked (`WeightBiasQuantization`). A bias that comes out of a DQ node stops it.
+  tensor, without being asked (`WeightBiasQuantization`). A bias that comes out of a DQ node stops it, and
+  with it the blocked layout of a convolution (MobileNetV3-large with 40 of 62 convolutions in float: 6.9 ms,
+  of which 1.1 in five such `FusedConv`). A DQ whose scale is stated by channel stops it too, and costs
+  nothing: 4.6 ms.
 """
 
 from __future__ import annotations

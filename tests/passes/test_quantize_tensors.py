@@ -119,16 +119,16 @@ def test_float_readers_read_the_dequantized_where_there_is_nothing_else():
 
 def test_a_guarded_operator_keeps_its_weight_and_its_value():
     model = Chain(c=nn.Conv2d(3, 4, 3), t=nn.ConvTranspose2d(4, 4, 2, bias=False), d=nn.Conv2d(4, 2, 3))
-    before, _, after = quantized(model, IMAGE)
-    assert (
-        "conv_transpose2d = conv_transpose2d(conv2d_dq, t_weight, conv_transpose2d_bias_int32_dq)"
-        in structure(after)
-    )
-    node = next(node for node in after.graph.nodes if node.name == "conv_transpose2d_bias_int32_dq")
+    before, plan, after = quantized(model, IMAGE)
+    assert plan.guarded == ("conv_transpose2d",)
+    assert "conv_transpose2d = conv_transpose2d(conv2d_dq_by_channel, t_weight)" in structure(after)
     values = watch(after, IMAGE)
-    assert values[node.name].abs().max() == 0
+    scheme = plan.activations["conv2d"]
+    whole = values["conv2d_q"].float() - scheme.zero_point
+    torch.testing.assert_close(values["conv2d_dq_by_channel"], whole * scheme.scale)
     torch.testing.assert_close(
-        values["conv_transpose2d"], F.conv_transpose2d(values["conv2d_dq"], before.module.t.weight)
+        values["conv_transpose2d"],
+        F.conv_transpose2d(values["conv2d_dq_by_channel"], before.module.t.weight),
     )
 
 
