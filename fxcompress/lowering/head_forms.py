@@ -112,7 +112,9 @@ def _is_tokens(tensor: Any, width: int) -> bool:
 def _scaled(tensor: Any) -> tuple[Any, float]:
     """A tensor without the number it is multiplied by, and that number."""
     product = maker(tensor, "Mul")
-    for position in (0, 1) if product is not None else ():
+    if product is None:
+        return tensor, 1.0
+    for position in (0, 1):
         number = constant(product.inputs[position])
         if number is not None and number.size == 1:
             return product.inputs[1 - position], float(number.item())
