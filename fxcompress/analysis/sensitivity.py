@@ -1,0 +1,362 @@
+"""Which layers of a quantized program hurt, measured: what each does to the outputs, alone and among the
+others.
+
+The quantized program is run with its pairs switched off, which is the float program; then one layer at a time
+reads what its own pairs make of its inputs and its weight, and all that follows it is run again in float:
+
+    alone      |outputs - float outputs| / |float outputs| with only this layer in integers
+    own        the ratio of the layer's output to its own error, in dB, given float inputs
+    snr        the same ratio in the whole quantized program, where errors of earlier layers arrive too
+
+A layer is an operator that reads dequantized values and computes with them; layout is none. Biases are int32
+and cost nothing worth telling, so they stay in float, and a correction that was written into them does not
+blur the picture.
+
+Cost: three runs of the program for each piece of at most `PIECE` samples, and one run of what depends on it
+for every layer, about half the program each: `samples / PIECE * (3 + layers / 2)` runs. `limit` says for how
+many layers `alone` is measured, those with the lowest `own`. Memory: the values of one piece, whatever the
+number of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from torch import Tensor, fx
+
+from fxcompress.errors import InputError
+from fxcompress.graph import walk
+from fxcompress.graph.execute import Executor
+from fxcompress.graph.inputs import batches as flat_batches
+from fxcompress.graph.program import Program
+from fxcompress.ops.quantization import Kind, role
+
+SAMPLES = 8
+PIECE = 4
+
+_ops = torch.ops.quantized_decomposed
+QUANTIZE = _ops.quantize_per_tensor.default
+BY_TENSOR = _ops.dequantize_per_tensor.default
+DEQUANTIZE = frozenset({BY_TENSOR, _ops.dequantize_per_channel.default})
+PASSES_ON = (Kind.LAYOUT, Kind.PAD)
+LOUDEST = 200.0
+"""Decibels that stand for no error at all."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantization does at one layer and, by it alone, at the outputs; `alone` is None where it was not
+    measured.
+    """
+
+    node: str
+    module: str
+    snr_db: float
+    own_db: float
+    alone: float | None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers, the worst first, and the relative error of the outputs with all of them in integers."""
+
+    layers: tuple[LayerError, ...]
+    total: float
+    samples: int
+
+    def worst(self, count: int) -> tuple[LayerError, ...]:
+        """Return the layers that hurt most alone."""
+        return self.layers[:count]
+
+
+@dataclass
+class _Sums:
+    """Squares of errors and of what they are relative to, over everything seen."""
+
+    error: float = 0.0
+    reference: float = 0.0
+
+    def add(self, found: Tensor, wanted: Tensor) -> None:
+        exact = wanted.double()
+        self.error += float((found.double() - exact).square().sum())
+        self.reference += float(exact.square().sum())
+
+    @property
+    def relative(self) -> float:
+        if self.error == 0.0:
+            return 0.0
+        return math.sqrt(self.error / self.reference) if self.reference > 0.0 else math.inf
+
+    @property
+    def decibels(self) -> float:
+        return LOUDEST if self.relative == 0.0 else -20.0 * math.log10(self.relative)
+
+
+@dataclass
+class _Seen:
+    """The sums of one layer."""
+
+    among: _Sums = field(default_factory=_Sums)
+    own: _Sums = field(default_factory=_Sums)
+    alone: _Sums = field(default_factory=_Sums)
+
+
+def sensitivity(
+    reference: Program,
+    quantized: Program,
+    batches: Iterable[Any],
+    *,
+    samples: int = SAMPLES,
+    limit: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Sensitivity:
+    """Measure every layer of `quantized`, a program with pairs that was made of `reference`.
+
+    Args:
+        reference: the float program; its tensors stand for the stored integers where they are switched off.
+        quantized: the program with quantize and dequantize nodes.
+        batches: calibration data; the first `samples` samples are read.
+        samples: how many.
+        limit: measure `alone` for this many layers only; None for all of them.
+        progress: called with the name of each layer that begins.
+
+    Raises:
+        InputError: no data, or a limit or number of samples that cannot be.
+    """
+    if samples < 1 or (limit is not None and limit < 0):
+        raise InputError(f"samples={samples} and limit={limit} must not be negative, and samples not zero")
+    study = _Study(reference, quantized)
+    read = 0
+    for piece in _pieces(quantized, batches, samples):
+        study.look(piece)
+        read += _count(piece)
+    if read == 0:
+        raise InputError("the calibration data holds no sample", hint="pass batches of at least one")
+    chosen = sorted(study.seen, key=lambda node: study.seen[node].own.decibels)[:limit]
+    for node in chosen:
+        if progress is not None:
+            progress(node.name)
+    for piece in study.pieces:
+        study.isolate(piece, chosen)
+    return Sensitivity(study.ranked(set(chosen)), study.total.relative, read)
+
+
+class _Study:
+    """The sums of all layers, while samples stream by."""
+
+    def __init__(self, reference: Program, quantized: Program) -> None:
+        self.program, self.runner = quantized, _Switched(reference, quantized)
+        layers = [node for node in quantized.graph.nodes if is_layer(node)]
+        self.seen = {node: _Seen() for node in layers}
+        self.total = _Sums()
+        self.pieces: list[list[Tensor]] = []
+
+    def look(self, piece: list[Tensor]) -> None:
+        """Add what one piece says of every layer among the others, and of its own error."""
+        self.pieces.append(piece)
+        exact = self.runner.float_values(piece)
+        for node, seen in self.seen.items():
+            seen.own.add(self.runner.alone(node, exact), exact[node])
+        whole = _Compared(self.program, {node: (seen.among, exact[node]) for node, seen in self.seen.items()})
+        wanted = _tensors(exact[walk.output_node(self.program)])
+        with torch.no_grad():
+            found = _tensors(whole.run_flat(piece))
+        for mine, theirs in zip(found, wanted, strict=True):
+            self.total.add(mine, theirs)
+
+    def isolate(self, piece: list[Tensor], nodes: Sequence[fx.Node]) -> None:
+        """Add what one piece says of the outputs with each layer alone in integers."""
+        exact = self.runner.float_values(piece)
+        end = walk.output_node(self.program)
+        for node in nodes:
+            found = self.runner.after_change(node, exact)
+            for mine, wanted in zip(_tensors(found), _tensors(exact[end]), strict=True):
+                self.seen[node].alone.add(mine, wanted)
+
+    def ranked(self, measured: set[fx.Node]) -> tuple[LayerError, ...]:
+        """Return the layers: by their error at the outputs, then those without one by their own."""
+        rows = [
+            LayerError(
+                node.name,
+                walk.module_path(node),
+                seen.among.decibels,
+                seen.own.decibels,
+                seen.alone.relative if node in measured else None,
+                walk.source(node),
+            )
+            for node, seen in self.seen.items()
+        ]
+        return tuple(sorted(rows, key=lambda row: -1.0 if row.alone is None else row.alone, reverse=True))
+
+
+class _Switched(Executor):
+    """Runs a quantized program with its pairs switched off: integers are the real numbers they stand for."""
+
+    def __init__(self, reference: Program, quantized: Program) -> None:
+        super().__init__(quantized)
+        self.garbage_collect_values = False
+        self.stored = {
+            str(node.target): walk.tensor(reference, node) for node in walk.tensor_nodes(reference)
+        }
+
+    def float_values(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+        """Return the value of every node."""
+        with torch.no_grad():
+            self.run(*inputs, enable_io_processing=False)
+        return dict(self.env)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute one node in float."""
+        if n.op == "get_attr":
+            return self.stored.get(str(n.target), super().run_node(n))
+        if n.op != "call_function":
+            return super().run_node(n)
+        if n.target is QUANTIZE:
+            return self.env[n.args[0]]  # type: ignore[index]
+        if n.target in DEQUANTIZE:
+            return self._real(n)
+        if _pads_integers(n):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            return n.target(*args[:2], **kwargs)  # type: ignore[operator]
+        return super().run_node(n)
+
+    def _real(self, node: fx.Node) -> Any:
+        """Return what a dequantize stands for: the float tensor it was made of, or what it reads."""
+        stored = node.args[0]
+        assert isinstance(stored, fx.Node)
+        if stored.op != "get_attr":
+            return self.env[stored]
+        known = self.stored.get(float_name(str(stored.target)))
+        return known if known is not None else Executor.run_node(self, node)
+
+    def alone(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """Compute one layer with its own pairs switched on, everything before it in float."""
+        self.env = dict(values)
+        with torch.no_grad():
+            for source in node.all_input_nodes:
+                self._switch_on(source, values)
+            return Executor.run_node(self, node)
+
+    def _switch_on(self, source: fx.Node, values: dict[fx.Node, Any]) -> None:
+        """Round what a layer reads, through layout that has no pair of its own."""
+        row = role(source)
+        if source.target in DEQUANTIZE:
+            self.env[source] = self._rounded(source, values)
+        elif row is not None and row.kind is Kind.LAYOUT:
+            for before in source.all_input_nodes:
+                self._switch_on(before, values)
+            self.env[source] = Executor.run_node(self, source)
+
+    def _rounded(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        stored = node.args[0]
+        assert isinstance(stored, fx.Node)
+        if stored.op == "get_attr":
+            if str(stored.target).endswith("_int32"):
+                return values[node]
+            args = [self._attribute(arg) for arg in node.args]
+            return node.target(*args)  # type: ignore[operator]
+        pair = stored
+        while pair.target is not QUANTIZE:
+            pair = pair.all_input_nodes[0]
+        scheme = pair.args[1:]
+        return BY_TENSOR(QUANTIZE(values[stored], *scheme), *scheme)
+
+    def _attribute(self, arg: Any) -> Any:
+        return self.fetch_attr(str(arg.target)) if isinstance(arg, fx.Node) else arg
+
+    def after_change(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """Return the outputs with one layer in integers; only what depends on it is computed again."""
+        changed = self.alone(node, values)
+        below = _dependents(node)
+        env = {other: value for other, value in values.items() if other not in below and other.op != "output"}
+        env[node] = changed
+        with torch.no_grad():
+            return self.run(enable_io_processing=False, initial_env=env)
+
+
+class _Compared(Executor):
+    """Runs a program and adds up the errors of some nodes against given values."""
+
+    def __init__(self, program: Program, wanted: dict[fx.Node, tuple[_Sums, Any]]) -> None:
+        super().__init__(program)
+        self.wanted = wanted
+
+    def after(self, node: fx.Node, value: Any) -> Any:
+        """Add the error of one value."""
+        if node in self.wanted:
+            sums, exact = self.wanted[node]
+            sums.add(value, exact)
+        return value
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether a node computes with dequantized activations or weights."""
+    row = role(node)
+    if row is None or row.kind in PASSES_ON or not walk.is_tensor(node):
+        return False
+    return any(_is_layers_pair(source) for source in node.all_input_nodes)
+
+
+def _is_layers_pair(source: fx.Node) -> bool:
+    stored = source.args[0] if source.target in DEQUANTIZE else None
+    return isinstance(stored, fx.Node) and not str(stored.target).endswith("_int32")
+
+
+def float_name(stored: str) -> str:
+    """Return the name of the float parameter that integers are stored for."""
+    return stored.removesuffix("_int8").removesuffix("_int32").removesuffix("_int4")
+
+
+def _pads_integers(node: fx.Node) -> bool:
+    row = role(node)
+    if row is None or row.kind is not Kind.PAD:
+        return False
+    source = node.all_input_nodes[0]
+    return source.target is QUANTIZE or (role(source) is not None and _pads_integers(source))
+
+
+def _dependents(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    queue = [node]
+    while queue:
+        fresh = [reader for reader in queue.pop().users if reader not in found]
+        found.update(fresh)
+        queue.extend(fresh)
+    return found
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _count(piece: Sequence[Tensor]) -> int:
+    return int(piece[0].shape[0]) if piece and piece[0].dim() else 1
+
+
+def _pieces(program: Program, batches: Iterable[Any], samples: int) -> Iterator[list[Tensor]]:
+    """Yield the first samples of the data, a few at a time where the batch is dynamic."""
+    marks = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
+    symbol = next((mark for mark in marks if mark is not None), None)
+    left = samples
+    for batch in flat_batches(program, batches):
+        flat = list(batch)
+        size = _count(flat)
+        if symbol is None:
+            yield flat
+            left -= size
+        else:
+            for start in range(0, min(size, left), PIECE):
+                stop = min(start + PIECE, size, left)
+                yield [
+                    value[start:stop] if mark == symbol else value
+                    for value, mark in zip(flat, marks, strict=True)
+                ]
+            left -= min(size, left)
+        if left <= 0:
+            return
