@@ -6,7 +6,9 @@
 
 One scale for a whole tensor, found anew in every call, so no calibration data is needed. All products that
 read a tensor share its integers. What runs is `DynamicQuantizeLinear` and `MatMulInteger`, which ONNX Runtime
-fuses to `DynamicQuantizeMatMul`. A convolution is never touched: its file would not load (ort#12362).
+fuses to `DynamicQuantizeMatMul`. A convolution is never touched: older runtimes do not load `ConvInteger` of
+uint8 and int8 (ort#12362), and in 1.31, which does, it takes four times as long as float (1.97 and 0.51 ms
+for 64 channels at 28 x 28 on one core with VNNI).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from fxcompress.plan.stored_products import SMALLEST, StoredProduct, stored_prod
 integers = torch.ops.quantized_decomposed
 
 NO_CONVOLUTION = (
-    "no integer convolution finds ranges at run time: onnxruntime has no ConvInteger for uint8 and int8"
+    "a convolution with ranges found at run time (ConvInteger for uint8 and int8) is four times slower than "
+    "float in onnxruntime 1.31, and older ones do not load it"
 )
 
 

@@ -84,9 +84,16 @@ def _fold(model: ir.Model) -> None:
     """Onnxscript's clean-up: shape arithmetic folded, sequences split, batch norms fused, duplicates merged.
 
     A transposed weight would come out under a number instead of its parameter's name; our own rewrite keeps
-    the name.
+    the name. A weight that is stored in a short type would come out in float32.
     """
-    optimizer.optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
+    optimizer.optimize_ir(model, should_fold=lambda node: False if _keeps(node) else None)
+
+
+def _keeps(node: ir.Node) -> bool:
+    """Whether a node that could be folded stays."""
+    source = node.inputs[0] if node.inputs else None
+    short = source is not None and source.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return node.op_type == "Transpose" or (node.op_type == "Cast" and short)
 
 
 def _origin(node: fx.Node) -> str:

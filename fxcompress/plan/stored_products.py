@@ -2,9 +2,9 @@
 
     linear(x, weight, bias), addmm(bias, x, weight), mm(x, weight), matmul(x, weight)
 
-Convolutions are none: their integer kernel for uint8 activations and int8 weights does not exist in ONNX
-Runtime when ranges are found at run time (`ConvInteger`, ort#12362), and blocks of a convolution's weight
-have no kernel anywhere.
+Convolutions are none: their integer kernel for ranges that are found at run time (`ConvInteger`) is slower
+than float in ONNX Runtime or missing (ort#12362), and blocks of a convolution's weight have no kernel
+anywhere.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _fault(program: Program, node: fx.Node, exclude: Sequence[str], smallest: in
     if source.op == "get_attr":
         return "its input is a parameter"
     if any(fnmatchcase(name, pattern) for pattern in exclude for name in _names(node, weight)):
-        return "excluded"
+        return "excluded by name"
     if walk.value(weight).numel() < smallest:
         return f"its weight has {walk.value(weight).numel()} elements, fewer than the {smallest} that pay"
     if not bool(walk.tensor(program, weight).isfinite().all()):

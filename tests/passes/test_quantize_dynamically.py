@@ -63,7 +63,7 @@ def test_what_stays_in_float_has_a_reason() -> None:
     reasons = {item.site: item.reason for item in outcome.declined}
     assert "also read by embedding" in reasons["linear_1"]
     assert "fewer than the 4096 that pay" in reasons["linear_2"]
-    assert reasons["linear_3"] == "excluded"
+    assert reasons["linear_3"] == "excluded by name"
     assert reasons["matmul"] == "its weight is computed, not stored"
 
 

@@ -1,0 +1,131 @@
+"""Models that carry fake quantization: captured, their scales kept, their weights stored as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao import quantization as ao
+
+from fxcompress.errors import InputError
+from fxcompress.graph.archive import load
+from fxcompress.graph.capture import capture
+from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import DEQUANTIZE, QUANTIZE, drop_quantizers, is_quantized
+from fxcompress.graph.wellformed import well_formed
+from fxcompress.lowering.lower import lower
+from fxcompress.proof.integer import integer_bound
+from tests.graph.prepared import FORMS, IMAGES, eager, faked
+
+STEP = 0.006
+"""Above one step of the outputs of any of the models, whose last quantizer has 128 or 256 steps."""
+
+
+def quantizers(program: Program) -> list[tuple[float, int, int, int]]:
+    return [node.args[1:5] for node in program.graph.nodes if node.target is QUANTIZE]
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("build", FORMS.values(), ids=list(FORMS))
+def test_every_form_is_captured_with_its_scales_and_lowered(build: Callable[[], nn.Module], tmp_path) -> None:
+    model = build()
+    before = {name: value.clone() for name, value in tensors(model).items()}
+    program = capture(model, IMAGES)
+    well_formed(program)
+    assert all(torch.equal(value, before[name]) for name, value in tensors(model).items())
+    assert any("carries fake quantization" in note for note in program.notes)
+    with torch.no_grad():
+        wanted, found = model(IMAGES), program(IMAGES)
+    last = program.graph.output_node().all_input_nodes[0]
+    assert last.target is DEQUANTIZE
+    assert float((wanted - found).abs().max()) <= 1.01 * last.args[1]
+    state = program.module.state_dict()
+    weights = [value for value in state.values() if value.dim() > 1]
+    assert weights
+    assert {value.dtype for value in weights} == {torch.int8}
+    assert all((low, high) == (0, 255) for _, _, low, high in quantizers(program))
+    program.save(tmp_path / "p.fxc")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "p.fxc")(IMAGES), found)
+    plain = program.copy()
+    drop_quantizers(plain)
+    bound = integer_bound(plain, program, lower(program), [IMAGES])
+    assert bound.quantizers >= 2
+    assert bound.off_by_one < 0.01
+
+
+def test_scales_are_those_of_training() -> None:
+    model = eager()
+    trained = [
+        (float(item.scale), int(item.zero_point))
+        for item in model.modules()
+        if isinstance(item, ao.FakeQuantizeBase) and item.scale.numel() == 1
+    ]
+    assert {found[:2] for found in quantizers(capture(model, IMAGES))} == set(trained)
+
+
+def test_a_shorter_range_is_clamped() -> None:
+    """0..127, the default of x86: QuantizeLinear saturates at 255."""
+    program = capture(eager(), IMAGES)
+    clamps = [node.args[1:] for node in program.graph.nodes if node.target is torch.ops.aten.clamp.default]
+    assert clamps == [(0, 127)] * 4
+    loud = 10 * IMAGES
+    model = eager()
+    with torch.no_grad():
+        torch.testing.assert_close(program(loud), model(loud), rtol=0, atol=STEP)
+    without = program.copy()
+    for node in list(without.graph.nodes):
+        if node.target is torch.ops.aten.clamp.default:
+            node.replace_all_uses_with(node.args[0])
+    without.module.recompile()
+    with torch.no_grad():
+        assert float((without(loud) - model(loud)).abs().max()) > 3 * STEP
+
+
+def test_signed_activations_become_unsigned_with_the_same_values() -> None:
+    program = capture(faked(), IMAGES)
+    assert [(round(scale, 3), zero) for scale, zero, _, _ in quantizers(program)] == [
+        (0.03, 123),
+        (0.02, 131),
+    ]
+
+
+def test_the_batch_stays_dynamic_where_modules_quantize() -> None:
+    program = capture(eager(), IMAGES)
+    assert program.signature.dynamic == {"x": {0: "batch"}}
+
+
+def test_what_is_switched_off_or_observes_only_is_left_out() -> None:
+    model = eager()
+    model.second.weight_fake_quant.disable_fake_quant()
+    program = capture(model, IMAGES)
+    assert program.module.state_dict()["second.weight"].dtype == torch.float32
+    observed = nn.Sequential(nn.Linear(8, 4), ao.MinMaxObserver()).eval()
+    assert not is_quantized(capture(observed, torch.randn(2, 8)))
+
+
+def test_a_quantizer_that_saw_no_data_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), ao.FakeQuantize()).eval()
+    with pytest.raises(InputError, match="1 has no scale yet"):
+        capture(model, torch.randn(2, 8))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_packed_weights_are_refused_with_what_to_do() -> None:
+    model = nn.Sequential(torch.ao.nn.quantized.Linear(8, 4)).eval()
+    with pytest.raises(InputError, match=r"packed integer weights[\s\S]*before convert"):
+        capture(model, torch.randn(2, 8))
+
+
+def test_exported_programs_are_taken_in_as_they_are(tmp_path) -> None:
+    exported = torch.export.export(FORMS["decomposed"](), (IMAGES,))
+    torch.export.save(exported, tmp_path / "qat.pt2")
+    program = capture(tmp_path / "qat.pt2")
+    assert is_quantized(program)
+    assert program.module.state_dict()["head.weight_int8"].dtype == torch.int8
