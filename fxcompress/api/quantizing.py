@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fxcompress.analysis.calibration import calibrate
+from fxcompress.api.mixing import mixes
 from fxcompress.api.preparing import prepare, refine
 from fxcompress.api.quantizing_modes import mode_variants
 from fxcompress.api.request import Request
@@ -15,7 +16,12 @@ from fxcompress.graph.program import Program
 from fxcompress.numerics.ranges import ESTIMATORS
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
-from fxcompress.plan.quantization import plan_quantization, tensors_to_observe
+from fxcompress.plan.quantization import (
+    Quantize,
+    plan_quantization,
+    tensors_of_any_choice,
+    tensors_to_observe,
+)
 
 __all__ = ["Calibration", "Variant", "variants"]
 
@@ -46,13 +52,34 @@ def variants(
         again = None if calibration is None else calibration.again
         return mode_variants(request, deployed, again, journal)
     prepared = prepare(request, deployed, calibration.again, journal)
+    drafts = _drafts(request, prepared, calibration, journal)
+    return tuple(refine(request, prepared, draft, calibration.again, journal) for draft in drafts)
+
+
+def _drafts(
+    request: Request, prepared: Program, calibration: Calibration, journal: Journal
+) -> Iterator[Variant]:
+    """Everything in int8 first, then mixtures of float and int8 that are none of those before."""
+    options = request.quantize or Quantize()
+    mixed = options.precision == "auto" and request.target.timed
     with journal.step("calibrate"):
-        observed = tensors_to_observe(prepared, request.target, request.quantize)
-        estimator = ESTIMATORS[request.quantize.calibrator]
+        wanted = tensors_of_any_choice if mixed else tensors_to_observe
+        observed = wanted(prepared, request.target, options)
+        estimator = ESTIMATORS[options.calibrator]
         ranges = calibrate(prepared, calibration.everything, observed, estimator=estimator)
     with journal.step("plan-quantization"):
-        plan = plan_quantization(prepared, ranges, request.target, request.quantize)
+        plan = plan_quantization(prepared, ranges, request.target, options)
     quantized = journal.apply(QuantizeTensors(plan), prepared)
     if not plan.kernels:
-        return ()
-    return (refine(request, prepared, Variant(FULL, quantized, plan), calibration.again, journal),)
+        return
+    yield Variant(FULL, quantized, plan)
+    if not mixed:
+        return
+    known = [plan.kernels]
+    chosen = mixes(request, prepared, ranges, prepared.flat_example(), journal)
+    for mix in chosen.found:
+        with journal.step("plan-quantization"):
+            plan = plan_quantization(prepared, ranges, request.target, options, integers=mix.operators)
+        if plan.kernels and plan.kernels not in known:
+            known.append(plan.kernels)
+            yield Variant(mix.name, journal.apply(QuantizeTensors(plan), prepared), plan, chosen.notes)
