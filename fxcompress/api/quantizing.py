@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fxcompress.analysis.calibration import calibrate
+from fxcompress.api.frontier import GIVEN_UP
 from fxcompress.api.mixing import mixes
 from fxcompress.api.preparing import prepare, refine
 from fxcompress.api.quantizing_modes import mode_variants
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
+from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
-from fxcompress.numerics.ranges import ESTIMATORS
+from fxcompress.numerics.ranges import ESTIMATORS, Range
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization import (
@@ -45,12 +48,18 @@ class Calibration:
 def variants(
     request: Request, deployed: Program, calibration: Calibration | None, journal: Journal
 ) -> tuple[Variant, ...]:
-    """The programs to try instead of `deployed`; none where nothing can be quantized."""
+    """The programs to try instead of `deployed`; none where nothing can be quantized.
+
+    Raises:
+        InputError: the calibration data is empty or does not fit the model.
+    """
     if request.quantize is None:
         return ()
     if request.quantize.mode != "int8" or calibration is None:
         again = None if calibration is None else calibration.again
         return mode_variants(request, deployed, again, journal)
+    if next(iter(calibration.again), None) is None:
+        raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
     prepared = prepare(request, deployed, calibration.again, journal)
     drafts = _drafts(request, prepared, calibration, journal)
     return tuple(refine(request, prepared, draft, calibration.again, journal) for draft in drafts)
@@ -62,8 +71,9 @@ def _drafts(
     """Everything in int8 first, then mixtures of float and int8 that are none of those before."""
     options = request.quantize or Quantize()
     mixed = options.precision == "auto" and request.target.timed
+    any_choice = mixed or request.max_drop is not None
     with journal.step("calibrate"):
-        wanted = tensors_of_any_choice if mixed else tensors_to_observe
+        wanted = tensors_of_any_choice if any_choice else tensors_to_observe
         observed = wanted(prepared, request.target, options)
         estimator = ESTIMATORS[options.calibrator]
         ranges = calibrate(prepared, calibration.everything, observed, estimator=estimator)
@@ -72,7 +82,8 @@ def _drafts(
     quantized = journal.apply(QuantizeTensors(plan), prepared)
     if not plan.kernels:
         return
-    yield Variant(FULL, quantized, plan)
+    without = partial(_without, request, prepared, ranges, calibration, journal)
+    yield Variant(FULL, quantized, plan, reference=prepared, without=without)
     if not mixed:
         return
     known = [plan.kernels]
@@ -82,4 +93,26 @@ def _drafts(
             plan = plan_quantization(prepared, ranges, request.target, options, integers=mix.operators)
         if plan.kernels and plan.kernels not in known:
             known.append(plan.kernels)
-            yield Variant(mix.name, journal.apply(QuantizeTensors(plan), prepared), plan, chosen.notes)
+            mixture = journal.apply(QuantizeTensors(plan), prepared)
+            yield Variant(mix.name, mixture, plan, chosen.notes, reference=prepared)
+
+
+def _without(
+    request: Request,
+    prepared: Program,
+    ranges: Mapping[str, Range],
+    calibration: Calibration,
+    journal: Journal,
+    operators: frozenset[str],
+) -> Variant | None:
+    """Everything in int8 except some operators; None where nothing is left."""
+    options = request.quantize or Quantize()
+    spared = replace(options, exclude=(*options.exclude, *sorted(operators)))
+    plan = plan_quantization(prepared, ranges, request.target, spared)
+    if not plan.kernels:
+        return None
+    said = tuple(replace(item, reason=GIVEN_UP) if item.node in operators else item for item in plan.declined)
+    plan = replace(plan, declined=said)
+    quantized = journal.apply(QuantizeTensors(plan), prepared)
+    draft = Variant(FULL, quantized, plan, reference=prepared)
+    return refine(request, prepared, draft, calibration.again, journal)
