@@ -4,6 +4,7 @@ from fxcompress.passes.apply_masks import ApplyMasks
 from fxcompress.passes.cancel_layout import CancelLayout
 from fxcompress.passes.compensate import Compensate
 from fxcompress.passes.contract import Decline, Outcome, Pass
+from fxcompress.passes.convolve_norms import ConvolveNorms
 from fxcompress.passes.copy_shared_tables import CopySharedTables
 from fxcompress.passes.drop_masks import DropMasks
 from fxcompress.passes.fold_parameters import FoldParameters
@@ -11,9 +12,11 @@ from fxcompress.passes.fuse_affine import FuseAffine
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.fuse_input_normalization import FuseInputNormalization
 from fxcompress.passes.fuse_padding import FusePadding
+from fxcompress.passes.gather_shuffles import GatherShuffles
 from fxcompress.passes.merge_branches import MergeBranches
 from fxcompress.passes.merge_linears import MergeLinears
 from fxcompress.passes.pack_linears import PackLinears
+from fxcompress.passes.pool_globally import PoolGlobally
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm
@@ -26,6 +29,7 @@ __all__ = [
     "ApplyMasks",
     "CancelLayout",
     "Compensate",
+    "ConvolveNorms",
     "CopySharedTables",
     "Decline",
     "DropMasks",
@@ -34,11 +38,13 @@ __all__ = [
     "FuseBatchNorm",
     "FuseInputNormalization",
     "FusePadding",
+    "GatherShuffles",
     "MergeBranches",
     "MergeLinears",
     "Outcome",
     "PackLinears",
     "Pass",
+    "PoolGlobally",
     "PruneChannels",
     "QuantizeTensors",
     "ReestimateBatchNorm",

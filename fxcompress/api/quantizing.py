@@ -17,8 +17,11 @@ from fxcompress.api.variant import Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
 from fxcompress.numerics.ranges import ESTIMATORS, Range
+from fxcompress.passes.convolve_norms import ConvolveNorms
+from fxcompress.passes.gather_shuffles import GatherShuffles
+from fxcompress.passes.pool_globally import PoolGlobally
 from fxcompress.passes.quantize_tensors import QuantizeTensors
-from fxcompress.pipeline import Journal
+from fxcompress.pipeline import Journal, Stage
 from fxcompress.plan.quantization import (
     Quantize,
     plan_quantization,
@@ -27,6 +30,9 @@ from fxcompress.plan.quantization import (
 )
 
 __all__ = ["Calibration", "Variant", "variants"]
+
+INTEGER_FORMS: tuple[Stage, ...] = (PoolGlobally(), GatherShuffles(), ConvolveNorms())
+"""What a program to quantize goes through: operators in the form that integer kernels exist for."""
 
 FULL = "int8"
 """The name of the variant in which everything with an integer kernel runs in int8."""
@@ -60,7 +66,8 @@ def variants(
         return mode_variants(request, deployed, again, journal)
     if next(iter(calibration.again), None) is None:
         raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
-    prepared = prepare(request, deployed, calibration.again, journal)
+    formed = journal.apply_all(INTEGER_FORMS, deployed)
+    prepared = prepare(request, formed, calibration.again, journal)
     drafts = _drafts(request, prepared, calibration, journal)
     return tuple(refine(request, prepared, draft, calibration.again, journal) for draft in drafts)
 

@@ -127,6 +127,7 @@ ROLES: Mapping[Any, Role] = MappingProxyType(
                 aten.alias.default,
                 aten.pixel_shuffle.default,
                 aten.channel_shuffle.default,
+                aten.index_select.default,
             ),
             _LAYOUT,
         ),
