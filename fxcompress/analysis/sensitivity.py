@@ -129,8 +129,24 @@ def sensitivity(
     Raises:
         InputError: no data, or a limit or number of samples that cannot be.
     """
-    if samples < 1 or (limit is not None and limit < 0):
-        raise InputError(f"samples={samples} and limit={limit} must not be negative, and samples not zero")
+    if samples < 1:
+        raise InputError(f"samples={samples} must not be negative or zero")
+    flat = flat_batches(quantized, batches)
+    return attribute(reference, quantized, flat, samples=samples, limit=limit, progress=progress)
+
+
+def attribute(
+    reference: Program,
+    quantized: Program,
+    batches: Iterable[Sequence[Tensor]],
+    *,
+    samples: int = SAMPLES,
+    limit: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Sensitivity:
+    """Do what `sensitivity` does, for batches of flat inputs."""
+    if limit is not None and limit < 0:
+        raise InputError(f"limit={limit} must not be negative")
     study = _Study(reference, quantized)
     read = 0
     for piece in _pieces(quantized, batches, samples):
@@ -339,12 +355,12 @@ def _count(piece: Sequence[Tensor]) -> int:
     return int(piece[0].shape[0]) if piece and piece[0].dim() else 1
 
 
-def _pieces(program: Program, batches: Iterable[Any], samples: int) -> Iterator[list[Tensor]]:
+def _pieces(program: Program, batches: Iterable[Sequence[Tensor]], samples: int) -> Iterator[list[Tensor]]:
     """Yield the first samples of the data, a few at a time where the batch is dynamic."""
     marks = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
     symbol = next((mark for mark in marks if mark is not None), None)
     left = samples
-    for batch in flat_batches(program, batches):
+    for batch in batches:
         flat = list(batch)
         size = _count(flat)
         if symbol is None:

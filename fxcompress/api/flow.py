@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import onnx
-
-from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
+from fxcompress.api.candidates import ORIGINAL, Candidate
+from fxcompress.api.choosing import Choosing, lower_all
 from fxcompress.api.compress import Compressed, compress
 from fxcompress.api.findings import Findings, compare_outputs, peak_memories, report_of, time_all
-from fxcompress.api.proofs import prove_float, prove_original, prove_variant
+from fxcompress.api.proofs import prove_float, prove_original
 from fxcompress.api.quantizing_modes import refuse_unbuilt_mode
 from fxcompress.api.request import (
     Model,
@@ -24,17 +21,13 @@ from fxcompress.api.request import (
     stages,
 )
 from fxcompress.api.result import Plan, Result
-from fxcompress.errors import NotSupported, ProofError
-from fxcompress.lowering.lower import lower
-from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
+from fxcompress.measure import ModelCall
 from fxcompress.pipeline import Journal, Progress
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
 from fxcompress.recipes.recipe import Recipe
-from fxcompress.report.report import Proof, Report
-from fxcompress.runtime.session import LARGE, tensor_bytes
-from fxcompress.runtime.timing import Comparison
+from fxcompress.report.report import Report
 from fxcompress.targets.catalog import resolve
 from fxcompress.targets.target import Target
 
@@ -43,7 +36,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     model: Model,
     example_inputs: Any = None,
     *,
-    prune: float | Prune | PruningPlan | None = None,
+    prune: float | Prune | PruningPlan | Plan | None = None,
     quantize: str | Quantize | None = None,
     recover: Any = None,
     calibration: Iterable[Any] | None = None,
@@ -123,15 +116,16 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     with journal.step("capture"):
         original = program_of(model, example_inputs, dynamic_shapes, trust=trust)
     made = compress(request, original, journal)
-    candidates = _lowered(request, made, journal)
+    candidates = lower_all(request, made, journal)
     with journal.step("prove-float"):
         proofs = [*made.proofs, prove_float(made, candidates[1])]
+    choosing = Choosing(request, made, journal, proofs)
+    candidates = choosing.widened(candidates)
+    made = choosing.made
     with journal.step("measure"):
         times = time_all(request, original, candidates)
         errors = compare_outputs(request, made, candidates)
-    relative = {name: error.relative for name, error in errors.items()}
-    choosing = _Choosing(request, made, journal, proofs, relative)
-    choice = choosing.choose(candidates, times)
+    choice = choosing.choose(candidates, times, {name: item.relative for name, item in errors.items()})
     winner = next(item for item in candidates if item.name == choice.winner)
     if winner.name == ORIGINAL:
         with journal.step("prove-original"):
@@ -141,84 +135,6 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     seconds = time.perf_counter() - start
     findings = Findings(times, errors, memory, choice, tuple(proofs), tuple(journal.entries), seconds)
     return _result(made, winner, report_of(request, made, candidates, findings), threads)
-
-
-def _lowered(request: Request, made: Compressed, journal: Journal) -> tuple[Candidate, ...]:
-    """Lower the original and what was made of it; a program that no pass changed is not lowered twice."""
-    programs = {ORIGINAL: made.original, FLOAT: made.deployed}
-    programs |= {variant.name: variant.program for variant in made.variants}
-    candidates: list[Candidate] = []
-    for name, program in programs.items():
-        known = next((item for item in candidates if item.program is program), None)
-        if known is not None:
-            candidates.append(replace(known, name=name))
-            continue
-        with journal.step(f"lower-{name}"):
-            model = lower(
-                program,
-                opset=request.opset,
-                input_names=request.input_names,
-                output_names=request.output_names,
-                forms=request.target.forms,
-            )
-            candidates.append(Candidate(name, program, model, _content(model)))
-    return tuple(candidates)
-
-
-def _content(model: onnx.ModelProto) -> bytes:
-    """The file as bytes, which is what is timed and probed."""
-    if tensor_bytes(model) >= LARGE:
-        raise NotSupported(
-            f"the model has {tensor_bytes(model) / 2**30:.1f} GiB of tensors; an ONNX file holds up to 2 GiB",
-            hint="capture, edit and lower it step by step: lowering.write.save_model splits such files",
-        )
-    content: bytes = model.SerializeToString()
-    return content
-
-
-@dataclass(frozen=True)
-class _Choosing:
-    """The choice, with what it needs to look at a candidate more closely: its metric and its proof."""
-
-    request: Request
-    made: Compressed
-    journal: Journal
-    proofs: list[Proof]
-    errors: Mapping[str, float]
-
-    def choose(self, candidates: Sequence[Candidate], times: Comparison) -> Choice:
-        """Choose by the measured times, the metric where the user gave one, and proofs."""
-        forced = self.request.quantize is not None and self.request.quantize.precision == "full"
-        target = self.request.target
-        untimed = None if times.runtime == target.runtime else target.name
-        rules = Rules(self.request.objective, forced, self.request.max_drop, self.errors, untimed)
-        metric = None if self.request.evaluate is None else partial(self._metric, self.request.evaluate)
-        return choose(candidates, times, rules, metric, partial(self._fault, forced=forced))
-
-    def _metric(self, evaluate: Callable[[ModelCall], float], item: Candidate) -> float:
-        """The user's metric: the original runs in torch, the others as the sessions they are deployed as."""
-        with self.journal.step(f"evaluate-{item.name}"):
-            if item.name == ORIGINAL:
-                runner = program_runner(self.made.original)
-            else:
-                runner = session_runner(item.content, self.request.threads)
-            return evaluate_model(evaluate, as_model(self.made.original, runner), f"the {item.name} model")
-
-    def _fault(self, item: Candidate, *, forced: bool) -> str | None:
-        """Prove a variant; a proof that fails is a reason not to take it, unless nothing else was asked
-        for.
-        """
-        variant = self.made.variant(item.name)
-        if variant is None:
-            return None
-        try:
-            with self.journal.step(f"prove-{item.name}"):
-                self.proofs.append(prove_variant(self.made, item, variant, self.request.target))
-        except ProofError as error:
-            if forced:
-                raise
-            return f"its proof failed: {error.message}"
-        return None
 
 
 def _result(made: Compressed, winner: Candidate, report: Report, threads: int) -> Result:

@@ -29,6 +29,8 @@ class Variant:
         program: what is lowered.
         plan: the precision of every operator, where it was planned.
         notes: what a reader of the report should know, if this one is handed out.
+        reference: the float program that it was quantized from.
+        without: makes the same with some operators (node names) in float; None where nothing is left.
         prove: how its model is proven; None stands for the bound of integers, which needs a `plan`'s
             Q/DQ pairs.
     """
@@ -38,3 +40,5 @@ class Variant:
     plan: QuantizationPlan | None = None
     notes: tuple[str, ...] = ()
     prove: Prover | None = None
+    reference: Program | None = None
+    without: Callable[[frozenset[str]], Variant | None] | None = None

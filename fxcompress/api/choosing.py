@@ -1,0 +1,141 @@
+"""The candidates lowered, judged and chosen among: what each loses, its proof, and what takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import onnx
+
+from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
+from fxcompress.api.compress import Compressed
+from fxcompress.api.findings import compare_outputs
+from fxcompress.api.frontier import walk
+from fxcompress.api.proofs import prove_variant
+from fxcompress.api.request import Request
+from fxcompress.api.variant import Variant
+from fxcompress.errors import NotSupported, ProofError
+from fxcompress.graph.program import Program
+from fxcompress.lowering.lower import lower
+from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
+from fxcompress.pipeline import Journal
+from fxcompress.report.report import Proof
+from fxcompress.runtime.session import LARGE, tensor_bytes
+from fxcompress.runtime.timing import Comparison
+
+
+def lower_all(request: Request, made: Compressed, journal: Journal) -> tuple[Candidate, ...]:
+    """Lower the original and what was made of it; a program that no pass changed is not lowered twice."""
+    programs = {ORIGINAL: made.original, FLOAT: made.deployed}
+    programs |= {variant.name: variant.program for variant in made.variants}
+    candidates: list[Candidate] = []
+    for name, program in programs.items():
+        known = next((item for item in candidates if item.program is program), None)
+        fresh = lower_one(request, name, program, journal) if known is None else replace(known, name=name)
+        candidates.append(fresh)
+    return tuple(candidates)
+
+
+def lower_one(request: Request, name: str, program: Program, journal: Journal) -> Candidate:
+    """Lower one program as the request asks."""
+    with journal.step(f"lower-{name}"):
+        model = lower(
+            program,
+            opset=request.opset,
+            input_names=request.input_names,
+            output_names=request.output_names,
+            forms=request.target.forms,
+        )
+        return Candidate(name, program, model, _content(model))
+
+
+def _content(model: onnx.ModelProto) -> bytes:
+    """The file as bytes, which is what is timed and probed."""
+    if tensor_bytes(model) >= LARGE:
+        raise NotSupported(
+            f"the model has {tensor_bytes(model) / 2**30:.1f} GiB of tensors; an ONNX file holds up to 2 GiB",
+            hint="capture, edit and lower it step by step: lowering.write.save_model splits such files",
+        )
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@dataclass
+class Choosing:
+    """The choice, with what it needs to look at a candidate more closely: its metric and its proof."""
+
+    request: Request
+    made: Compressed
+    journal: Journal
+    proofs: list[Proof]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def forced(self) -> bool:
+        """Whether everything in integers was asked for."""
+        return self.request.quantize is not None and self.request.quantize.precision == "full"
+
+    def widened(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Return the candidates, and where all variants lose more than `max_drop`, one that does not."""
+        bound, made = self.request.max_drop, self.made.variants
+        if bound is None or not made or self.forced:
+            return tuple(candidates)
+        by_name = {item.name: item for item in candidates}
+        if any(self._loss(candidates[0], by_name[variant.name]) <= bound for variant in made):
+            return tuple(candidates)
+        judge = (self._lowered, partial(self._loss, candidates[0]))
+        step = walk(made[0], self.made.samples, bound, self.journal, judge)
+        if step is None:
+            return tuple(candidates)
+        self.made = replace(self.made, variants=(*made, step.variant))
+        return (*candidates, step.candidate)
+
+    def _lowered(self, variant: Variant) -> Candidate:
+        return lower_one(self.request, variant.name, variant.program, self.journal)
+
+    def _loss(self, original: Candidate, item: Candidate) -> float:
+        """What a candidate loses of the metric, or the relative error of its outputs."""
+        if self.request.evaluate is not None:
+            return self._metric(original) - self._metric(item)
+        return compare_outputs(self.request, self.made, (original, item))[item.name].relative
+
+    def choose(
+        self, candidates: Sequence[Candidate], times: Comparison, errors: Mapping[str, float]
+    ) -> Choice:
+        """Choose by the measured times, the metric where the user gave one, and proofs."""
+        target = self.request.target
+        untimed = None if times.runtime == target.runtime else target.name
+        rules = Rules(self.request.objective, self.forced, self.request.max_drop, errors, untimed)
+        metric = None if self.request.evaluate is None else self._metric
+        return choose(candidates, times, rules, metric, self._fault)
+
+    def _metric(self, item: Candidate) -> float:
+        """The user's metric: the original runs in torch, the others as the sessions they are deployed as."""
+        evaluate: Callable[[ModelCall], float] | None = self.request.evaluate
+        assert evaluate is not None
+        if item.name not in self.metrics:
+            with self.journal.step(f"evaluate-{item.name}"):
+                if item.name == ORIGINAL:
+                    runner = program_runner(self.made.original)
+                else:
+                    runner = session_runner(item.content, self.request.threads)
+                model = as_model(self.made.original, runner)
+                self.metrics[item.name] = evaluate_model(evaluate, model, f"the {item.name} model")
+        return self.metrics[item.name]
+
+    def _fault(self, item: Candidate) -> str | None:
+        """Prove a variant; a proof that fails is a reason not to take it, unless nothing else was asked
+        for.
+        """
+        variant = self.made.variant(item.name)
+        if variant is None:
+            return None
+        try:
+            with self.journal.step(f"prove-{item.name}"):
+                self.proofs.append(prove_variant(self.made, item, variant, self.request.target))
+        except ProofError as error:
+            if self.forced:
+                raise
+            return f"its proof failed: {error.message}"
+        return None
