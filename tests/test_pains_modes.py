@@ -232,3 +232,9 @@ def test_a_cnn_in_dynamic_mode_says_what_stays_in_float() -> None:
     assert {item.site for item in entry.declined} == {"conv2d", "conv2d_1"}
     assert result.report.operators is not None
     assert result.report.operators.executed == 1
+
+
+@pytest.mark.parametrize("option", [{"calibrator": "mse"}, {"rounding": "adaptive"}, {"smooth": True}])
+def test_options_that_a_mode_has_no_use_for_are_refused(option: dict) -> None:
+    with pytest.raises(fxcompress.NotSupported, match="is for static int8"):
+        fxcompress.optimize(encoder(), quantize=Quantize(mode="int8-dynamic", **option))

@@ -7,6 +7,7 @@ pays on the target is measured, as for static int8.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -21,6 +22,7 @@ from fxcompress.graph import walk
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
 from fxcompress.lowering.runtime_operators import MICROSOFT
+from fxcompress.ops.quantization import Kind, role
 from fxcompress.passes.change_floats import TYPES, ChangeFloats, overflow
 from fxcompress.passes.contract import Outcome
 from fxcompress.passes.quantize_dynamically import QuantizeDynamically
@@ -42,21 +44,35 @@ ROUNDED = (
     '(Quantize(..., precision="full") keeps activations in float)'
 )
 
+AT_LOAD = (
+    "the weights are small in the file and become float32 when it is loaded: speed and memory are those of "
+    "float"
+)
+
 Maker = Callable[[Request, Quantize, Program, Iterable[Any] | None, Journal], Iterator[Variant]]
 
 
+_STATIC_ONLY = ("calibrator", "weight_range", "equalize", "smooth", "correct_bias", "rounding")
+
+
 def refuse_unbuilt_mode(request: Request) -> None:
-    """Refuse what a mode cannot be combined with, before any work.
+    """Refuse options that a mode has no use for, before any work.
 
     Raises:
-        NotSupported: the target has no operators for the mode.
+        NotSupported: an option of static int8 with another mode.
     """
     options = request.quantize
-    if options is not None and options.mode in _IN_BLOCKS and MICROSOFT not in request.target.domains:
-        raise NotSupported(
-            f"{request.target.name} has no operator for weights in blocks (MatMulNBits)",
-            hint='quantize="int8-dynamic" and "int8" have, and so has target="onnxruntime"',
-        )
+    if options is None or options.mode not in _MAKERS:
+        return
+    plain = Quantize()
+    for name in _STATIC_ONLY:
+        value = getattr(options, name)
+        if value and value != getattr(plain, name):
+            raise NotSupported(
+                f"{name}={value!r} is for static int8 and does nothing in the mode {options.mode!r}",
+                hint=f'leave it out, or use mode="int8"; for {options.mode!r} there are exclude and precision'
+                + (", block_size, and calibration data for GPTQ" if options.mode in _IN_BLOCKS else ""),
+            )
 
 
 def mode_variants(
@@ -82,7 +98,7 @@ def _dynamic(
     stage = QuantizeDynamically(options.exclude, _smallest(options), request.target.weight_limit)
     outcome = journal.outcome(stage, deployed)
     if outcome.changed:
-        plan = _plan(request, options, outcome, "DynamicQuantizeMatMul")
+        plan = _plan(request, options, deployed, outcome, "DynamicQuantizeMatMul")
         yield Variant(options.mode, outcome.program, plan, (), partial(_prove_products, deployed, outcome))
 
 
@@ -93,17 +109,31 @@ def _in_blocks(
     calibration: Iterable[Any] | None,
     journal: Journal,
 ) -> Iterator[Variant]:
-    bits = _IN_BLOCKS[options.mode]
-    for activations, suffix, notes in (("float", "", ()), ("int8", ", rounded inputs", (ROUNDED,))):
-        stage = QuantizeWeights(
-            bits, options.block_size, activations, options.exclude, _smallest(options), calibration
-        )
-        outcome = journal.outcome(stage, deployed)
-        if not outcome.changed:
-            return
-        plan = _plan(request, options, outcome, "MatMulNBits")
-        prove = partial(_prove_products, deployed, outcome)
-        yield Variant(f"{options.mode}{suffix}", outcome.program, plan, notes, prove)
+    """In blocks that the product unpacks, with inputs in float or rounded, where the target has such a
+    product; and unpacked at load, which any runtime can.
+    """
+    stage = QuantizeWeights(
+        bits=_IN_BLOCKS[options.mode],
+        block_size=options.block_size,
+        exclude=options.exclude,
+        smallest=_smallest(options),
+        calibration=calibration,
+    )
+    with journal.step("round-weights"):
+        stage = replace(stage, rounded=stage.round(deployed))
+    if not stage.rounded:
+        journal.outcome(stage, deployed)  # which says why
+        return
+    if MICROSOFT in request.target.domains:
+        for activations, suffix, notes in (("float", "", ()), ("int8", ", rounded inputs", (ROUNDED,))):
+            outcome = journal.outcome(replace(stage, activations=activations), deployed)
+            plan = _plan(request, options, deployed, outcome, "MatMulNBits")
+            prove = partial(_prove_products, deployed, outcome)
+            yield Variant(f"{options.mode}{suffix}", outcome.program, plan, notes, prove)
+    outcome = journal.outcome(replace(stage, unpack="load"), deployed)
+    plan = _plan(request, options, deployed, outcome, "")
+    name = f"{options.mode}, unpacked at load"
+    yield Variant(name, outcome.program, plan, (AT_LOAD,), partial(_prove_stored, outcome))
 
 
 def _floats(
@@ -177,17 +207,19 @@ def _smallest(options: Quantize) -> int:
     return 0 if options.precision == "full" else SMALLEST
 
 
-def _plan(request: Request, options: Quantize, outcome: Outcome, kernel: str) -> QuantizationPlan:
-    """What the pass did, as a plan: the products that it changed read a dequantized weight."""
-    changed = [
+def _plan(
+    request: Request, options: Quantize, deployed: Program, outcome: Outcome, kernel: str
+) -> QuantizationPlan:
+    """What the pass did, as a plan: it takes every product that it does not decline."""
+    declined = {item.site for item in outcome.declined}
+    products = [
         node.name
-        for node in outcome.program.graph.nodes
-        if node.op == "call_function"
-        and any("dequantize_per_channel" in str(source.target) for source in node.all_input_nodes)
+        for node in deployed.graph.nodes
+        if (row := role(node)) is not None and row.kind is Kind.LINEAR and node.name not in declined
     ]
     return QuantizationPlan(
         target=request.target.name,
-        kernels=dict.fromkeys(changed, kernel),
+        kernels=dict.fromkeys(products, kernel),
         declined=tuple(Declined(item.site, item.reason, item.source) for item in outcome.declined),
         mode=options.mode,
     )

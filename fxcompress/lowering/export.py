@@ -84,7 +84,7 @@ def _fold(model: ir.Model) -> None:
     """Onnxscript's clean-up: shape arithmetic folded, sequences split, batch norms fused, duplicates merged.
 
     A transposed weight would come out under a number instead of its parameter's name; our own rewrite keeps
-    the name. A weight that is stored in a short type would come out in float32.
+    the name. A weight that is stored in a short type would come out in float32; the runtime folds it at load.
     """
     optimizer.optimize_ir(model, should_fold=lambda node: False if _keeps(node) else None)
 
@@ -92,8 +92,12 @@ def _fold(model: ir.Model) -> None:
 def _keeps(node: ir.Node) -> bool:
     """Whether a node that could be folded stays."""
     source = node.inputs[0] if node.inputs else None
-    short = source is not None and source.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return node.op_type == "Transpose" or (node.op_type == "Cast" and short)
+    short = source is not None and source.is_initializer() and source.dtype in _SHORT
+    return node.op_type == "Transpose" or short
+
+
+_SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.INT8, ir.DataType.UINT8)
+"""Types of stored weights."""
 
 
 def _origin(node: fx.Node) -> str:

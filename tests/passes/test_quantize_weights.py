@@ -14,6 +14,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.wellformed import well_formed
 from fxcompress.lowering.lower import lower
 from fxcompress.passes.quantize_weights import QuantizeWeights
+from fxcompress.proof.parity import parity_at_sizes
 from fxcompress.runtime.inspection import executed
 from tests.passes.models import Apply
 from tests.passes.test_quantize_tensors import structure
@@ -86,6 +87,26 @@ def test_a_stored_program_comes_back_and_is_packed(tmp_path, bits: int, activati
     assert sum(len(t.raw_data) for t in packed) == (64 * 64 + 96 * 64) * bits // 8
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_unpacked_at_load_are_the_same_and_cost_nothing_at_run_time(tmp_path, bits: int) -> None:
+    program = capture(model(), TOKENS)
+    stage = QuantizeWeights(bits)
+    in_products = stage.run(program).program
+    at_load = QuantizeWeights(bits, unpack="load", rounded=stage.round(program)).run(program).program
+    well_formed(at_load)
+    with torch.no_grad():
+        assert torch.equal(at_load(TOKENS), in_products(TOKENS))
+    at_load.save(tmp_path / "p.fxc")
+    again = load(tmp_path / "p.fxc")
+    written = lower(again)
+    assert [item.op_type for item in executed(written)] == [item.op_type for item in executed(lower(program))]
+    stored = [
+        len(t.raw_data) for t in written.graph.initializer if "_int" in t.name and "scale" not in t.name
+    ]
+    assert sum(stored) == (64 * 64 + 96 * 64) * bits // 8
+    parity_at_sizes(again, written)
+
+
 def test_calibration_rounds_for_the_outputs() -> None:
     generator = torch.Generator().manual_seed(2)
     mixing = torch.randn(12, 64, generator=generator)
@@ -108,7 +129,15 @@ def test_calibration_with_a_nan_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": 3}, {"block_size": 24}, {"block_size": 8}, {"activations": "int4"}]
+    "wrong",
+    [
+        {"bits": 3},
+        {"block_size": 24},
+        {"block_size": 8},
+        {"activations": "int4"},
+        {"unpack": "never"},
+        {"unpack": "load", "activations": "int8"},
+    ],
 )
 def test_options_are_checked(wrong: dict) -> None:
     with pytest.raises(InputError):
