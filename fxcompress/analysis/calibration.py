@@ -41,6 +41,21 @@ def calibrate(
             or infinity in an input or in one of the tensors (the error names the tensor, the user's line and
             the batch).
     """
+    return calibrate_both(program, batches, tensors, estimator=estimator, progress=progress)[1]
+
+
+def calibrate_both(
+    program: Program,
+    batches: Iterable[Any],
+    tensors: Iterable[str],
+    *,
+    estimator: Callable[[], Estimator],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Range], dict[str, Range]]:
+    """Return the smallest and largest value of each tensor, and the range decided on, from one pass.
+
+    Arguments and errors are those of :func:`calibrate`.
+    """
     observer = _Observer(program.copy().eval(), {name: estimator() for name in tensors})
     count = 0
     for count, flat in enumerate(flat_batches(program, batches), start=1):
@@ -52,11 +67,14 @@ def calibrate(
     if count == 0:
         raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
     nodes = {node.name: node for node in program.graph.nodes}
-    return {name: _decided(nodes[name], seen, count) for name, seen in observer.estimators.items()}
+    decided = {name: _decided(nodes[name], seen, count) for name, seen in observer.estimators.items()}
+    return {name: both[0] for name, both in decided.items()}, {
+        name: both[1] for name, both in decided.items()
+    }
 
 
-def _decided(node: fx.Node, estimator: Estimator, batches: int) -> Range:
-    """The range of one tensor, kept to what the function that makes it can yield."""
+def _decided(node: fx.Node, estimator: Estimator, batches: int) -> tuple[Range, Range]:
+    """What one tensor was seen to hold, and its range, kept to what the function that makes it can yield."""
     try:
         seen, found = estimator.seen(), estimator.range()
     except ValueError as error:
@@ -67,7 +85,7 @@ def _decided(node: fx.Node, estimator: Estimator, batches: int) -> Range:
             node=node.format_node(),
             source=walk.source(node),
         ) from error
-    return bounded(node, found, seen)
+    return seen, bounded(node, found, seen)
 
 
 class _Observer(Executor):

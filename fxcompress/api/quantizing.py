@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fxcompress.analysis.calibration import calibrate
+from fxcompress.api.calibrating import measured_ranges
 from fxcompress.api.frontier import GIVEN_UP
 from fxcompress.api.mixing import mixes
 from fxcompress.api.preparing import prepare, refine
@@ -16,7 +16,7 @@ from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
-from fxcompress.numerics.ranges import ESTIMATORS, Range
+from fxcompress.numerics.ranges import Range
 from fxcompress.passes.convolve_norms import ConvolveNorms
 from fxcompress.passes.gather_shuffles import GatherShuffles
 from fxcompress.passes.pool_globally import PoolGlobally
@@ -82,8 +82,7 @@ def _drafts(
     with journal.step("calibrate"):
         wanted = tensors_of_any_choice if any_choice else tensors_to_observe
         observed = wanted(prepared, request.target, options)
-        estimator = ESTIMATORS[options.calibrator]
-        ranges = calibrate(prepared, calibration.everything, observed, estimator=estimator)
+        ranges = measured_ranges(request, prepared, calibration.everything, calibration.again, observed)
     with journal.step("plan-quantization"):
         plan = plan_quantization(prepared, ranges, request.target, options)
     quantized = journal.apply(QuantizeTensors(plan), prepared)

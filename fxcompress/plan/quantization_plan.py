@@ -18,7 +18,7 @@ from fxcompress.numerics.affine import Affine, as_float32
 
 MODES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "float16", "bfloat16")
 PRECISIONS = ("auto", "full")
-CALIBRATORS = ("minmax", "average", "percentile", "mse", "entropy")
+CALIBRATORS = ("auto", "minmax", "average", "percentile", "mse", "entropy")
 WEIGHT_RANGES = ("minmax", "mse")
 ROUNDINGS = ("nearest", "adaptive")
 _CHOICES = {
@@ -41,7 +41,8 @@ class Quantize:
             and takes the best that was measured.
         exclude: shell patterns of node names, parameter names or module paths that stay in float.
         calibrator: how ranges follow from calibration data: `"minmax"`, `"average"` (moving, of minima and
-            maxima), `"percentile"`, `"mse"`, `"entropy"`.
+            maxima), `"percentile"`, `"mse"`, `"entropy"`; `"auto"` is min-max or mse, whichever leaves the
+            outputs closer on a few samples.
         weight_range: how scales of weights are found: `"minmax"`, or `"mse"`, the scale of the least squared
             error.
         equalize: balance the channels of successive layers first; None does where it helps.
@@ -54,7 +55,7 @@ class Quantize:
     mode: str = "int8"
     precision: str = "auto"
     exclude: tuple[str, ...] = ()
-    calibrator: str = "minmax"
+    calibrator: str = "auto"
     weight_range: str = "minmax"
     equalize: bool | None = None
     smooth: bool | None = None
@@ -88,18 +89,27 @@ class ActivationScheme:
     """The 8-bit form of an activation, `dtype` "uint8" or "int8".
 
     `shares` names the tensor whose scale this one has, where it is not its own: layout keeps scales.
+    `read_as` is the scale and zero point that readers take the integers by, where it is another than they
+    were made by: a hard sigmoid is clamping, which quantization does.
     """
 
     scale: float
     zero_point: int
     shares: str | None = None
     dtype: str = "uint8"
+    read_as: tuple[float, int] | None = None
 
     @property
     def affine(self) -> Affine:
         """The scheme as numbers."""
         low = -128 if self.dtype == "int8" else 0
         return Affine(self.scale, self.zero_point, low, low + 255)
+
+    @property
+    def read(self) -> Affine:
+        """What readers take the integers by."""
+        scale, zero_point = self.read_as or (self.scale, self.zero_point)
+        return Affine(scale, zero_point, self.affine.low, self.affine.high)
 
 
 @dataclass(frozen=True)
@@ -266,13 +276,17 @@ class QuantizationPlan:
 
 def _activation(item: Mapping[str, Any]) -> ActivationScheme:
     dtype = item.get("dtype", "uint8")  # plans of the first release do not say
-    return ActivationScheme(as_float32(item["scale"]), item["zero_point"], item["shares"], dtype)
+    read = item.get("read_as")
+    read_as = None if read is None else (as_float32(read[0]), int(read[1]))
+    return ActivationScheme(as_float32(item["scale"]), item["zero_point"], item["shares"], dtype, read_as)
 
 
 def _plain(scheme: ActivationScheme | WeightScheme | BiasScheme) -> dict[str, Any]:
     data = asdict(scheme)
     if "scale" in data:
         data["scale"] = _digits(data["scale"])
+    if data.get("read_as"):
+        data["read_as"] = [_digits(data["read_as"][0]), data["read_as"][1]]
     if "scales" in data:
         data["scales"] = [_digits(scale) for scale in data["scales"]]
     return data
