@@ -49,6 +49,8 @@ from fxcompress.runtime.session import open_session
 from fxcompress.targets.catalog import resolve
 
 SEEDS = 5
+ALONE = 2
+"""Calibration draws of the techniques that are measured alone."""
 IMAGES = 512
 BATCH = 32
 POINTS = 0.5
@@ -139,10 +141,19 @@ def _of_digits(
 def quantized(program: Program, options: Quantize, batches: Sequence[Tensor]) -> onnx.ModelProto:
     """The file of our fully quantized variant, made as `optimize` makes it."""
     request = Request(
-        recipe=recipe_of(None, options), calibration=batches, evaluate=None, max_drop=None, objective="latency",
-        target=resolve("onnxruntime"), input_names=None, output_names=None, opset=None, threads=1, batch=1,
+        recipe=recipe_of(None, options),
+        calibration=batches,
+        evaluate=None,
+        max_drop=None,
+        objective="latency",
+        target=resolve("onnxruntime"),
+        input_names=None,
+        output_names=None,
+        opset=None,
+        threads=1,
+        batch=1,
         progress=None,
-    )  # fmt: skip
+    )
     journal = Journal()
     deployed = journal.apply_all(request.recipe.after, program)
     made = variants(request, deployed, Calibration(batches, batches), journal)
@@ -172,12 +183,12 @@ def measure(subject: Subject, seeds: int, console: Console) -> list[Row]:
     makers: dict[str, Quantizer] = {OURS: partial(quantized, program, Quantize(precision="full"))}
     makers |= {name: partial(peer, model, make) for name, make in PEERS.items()}
     makers[PER_TENSOR] = partial(peer, model, partial(quantize_static_best, per_channel=False))
-    makers |= {name: partial(quantized, program, options) for name, options in TECHNIQUES.items()}
+    alone = {name: partial(quantized, program, options) for name, options in TECHNIQUES.items()}
     rows = []
     for seed in range(seeds):
         drawn = torch.randperm(len(subject.pool), generator=torch.Generator().manual_seed(seed))[:IMAGES]
         batches = [part.contiguous() for part in subject.pool[drawn].split(BATCH)]
-        for name, make in makers.items():
+        for name, make in (makers | alone if seed < ALONE else makers).items():
             start = time.perf_counter()
             made = make(batches)
             seconds = time.perf_counter() - start
