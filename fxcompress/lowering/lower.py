@@ -19,6 +19,7 @@ from fxcompress.lowering.cancel_quantization import cancel_quantization
 from fxcompress.lowering.decompose import EXPORTED
 from fxcompress.lowering.export import export
 from fxcompress.lowering.fold_weight_transposes import fold_weight_transposes
+from fxcompress.lowering.guard_forms import lighten_guards
 from fxcompress.lowering.head_forms import MULTI_HEAD_ATTENTION, use_multi_head_attention
 from fxcompress.lowering.identities import remove_identities
 from fxcompress.lowering.interface import check_names, name_dimensions, name_interface
@@ -35,6 +36,7 @@ REWRITES: tuple[Rewrite, ...] = (
     use_global_average_pool,
     transpose_keys_directly,
     mask_with_infinity,
+    lighten_guards,
     divide_by_root,
     fold_weight_transposes,
     cancel_quantization,
