@@ -28,6 +28,7 @@ from fxcompress.report.report import (
 from fxcompress.report.report import (
     DeclinedSite,
     Interval,
+    LayerNoise,
     Operators,
     OutputError,
     PassEntry,
@@ -65,6 +66,7 @@ class Findings:
     proofs: tuple[Proof, ...]
     entries: tuple[Entry, ...]
     seconds: float
+    noise: tuple[LayerNoise, ...] = ()
 
 
 def time_all(request: Request, original: Program, candidates: Sequence[Candidate]) -> Comparison:
@@ -148,6 +150,7 @@ def report_of(
         proofs=findings.proofs,
         operators=_operators(request, winner, made),
         latency_budget=made.latency_budget,
+        sensitivity=findings.noise,
         settings=request.settings,
         seconds=findings.seconds,
     )

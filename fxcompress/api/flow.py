@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from fxcompress.api.attribution import noise_of
 from fxcompress.api.candidates import ORIGINAL, Candidate
 from fxcompress.api.choosing import Choosing, lower_all
 from fxcompress.api.compress import Compressed, compress
@@ -132,8 +133,9 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
             proofs.append(prove_original(made, winner))
     with journal.step("measure-memory"):
         memory = peak_memories(request, original, (candidates[0], winner))
+    noise = noise_of(made.variant(winner.name), made.samples, journal)
     seconds = time.perf_counter() - start
-    findings = Findings(times, errors, memory, choice, tuple(proofs), tuple(journal.entries), seconds)
+    findings = Findings(times, errors, memory, choice, tuple(proofs), tuple(journal.entries), seconds, noise)
     return _result(made, winner, report_of(request, made, candidates, findings), threads)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,17 +14,22 @@ import onnx
 from rich.text import Text
 
 from fxcompress.analysis.groups import analyse
+from fxcompress.analysis.sensitivity import SAMPLES, Sensitivity
+from fxcompress.api.attribution import attribution, entries
 from fxcompress.api.request import program_of
-from fxcompress.cli.console import emit, show
+from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import json_option, trust_option
+from fxcompress.cli.specs import calibration as calibration_of
 from fxcompress.cli.specs import existing, given_model, is_program_file
 from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
 from fxcompress.passes.loosening import loosened
-from fxcompress.report import listings
+from fxcompress.report import listings, tables
 from fxcompress.report.contents import of_onnx, of_program
 from fxcompress.runtime.inspection import executed
 from fxcompress.runtime.session import read_proto
+
+CALIBRATION_BATCH = 32
 
 
 @click.command(no_args_is_help=True, short_help="List a graph, its groups and costs.")
@@ -33,9 +41,52 @@ from fxcompress.runtime.session import read_proto
     metavar="A B",
     help="Show the operators that couple two dimensions, such as conv1.weight[0] and bn1.weight[0].",
 )
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Show which layers int8 hurts, each alone at the outputs; needs --calibration.",
+)
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="For --sensitivity: a .npz of inputs, or module:callable returning an iterable of batches.",
+)
+@click.option(
+    "--target",
+    metavar="NAME",
+    default="onnxruntime",
+    show_default=True,
+    help="For --sensitivity: the runtime.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=SAMPLES,
+    show_default=True,
+    help="For --sensitivity: samples that outputs are compared on.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="For --sensitivity: quantize only the N noisiest layers alone; each costs half a run of the model "
+    "for every four samples.",
+)
 @trust_option
 @json_option
-def inspect(model: str, graph: bool, why: tuple[str, str] | None, trust: bool, as_json: bool) -> None:
+def inspect(
+    model: str,
+    graph: bool,
+    why: tuple[str, str] | None,
+    sensitivity: bool,
+    calibration: str | None,
+    target: str,
+    samples: int,
+    limit: int | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """List the graph of MODEL, its groups, costs and how much of it pruning can reach.
 
     MODEL is a .fxc, .pt2 or .onnx file, or package.module:callable, called without arguments, which returns
@@ -50,14 +101,41 @@ def inspect(model: str, graph: bool, why: tuple[str, str] | None, trust: bool, a
     Examples:
       fxcompress inspect mymodels.net:build --no-graph
       fxcompress inspect out/program.fxc --no-graph --why conv1.weight[0] layer1.0.conv2.weight[0]
+      fxcompress inspect mymodels.net:build --sensitivity --calibration images.npz
       fxcompress inspect out/model.onnx --json
     """
+    if sensitivity or calibration:
+        _check_sensitivity(model, sensitivity=sensitivity, calibration=calibration)
+        study = partial(attribution, target=target, samples=samples, limit=limit)
+        _sensitivity(_captured(model, trust), calibration or "", study, as_json)
+        return
     if Path(model).suffix.lower() == ".onnx":
         if why:
             raise click.BadOptionUsage("why", "--why needs a program, not an ONNX file")
         _onnx(Path(model), as_json)
     else:
         _program(_captured(model, trust), graph, why, as_json)
+
+
+def _check_sensitivity(model: str, *, sensitivity: bool, calibration: str | None) -> None:
+    if not sensitivity or not calibration:
+        raise click.UsageError(
+            "--sensitivity and --calibration go together: ranges are measured, not guessed"
+        )
+    if Path(model).suffix.lower() == ".onnx":
+        raise click.BadOptionUsage("sensitivity", "--sensitivity needs a program, not an ONNX file")
+
+
+def _sensitivity(program: Program, data: str, study: Callable[..., Sensitivity], as_json: bool) -> None:
+    """Show the layers, the ones that hurt most first."""
+    with Steps() as step, contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
+        found = study(program, calibration_of(data, CALIBRATION_BATCH), progress=step)
+    rows = entries(found)
+    if as_json:
+        emit({"total": found.total, "samples": found.samples, "layers": [asdict(row) for row in rows]})
+        return
+    show(tables.sensitivity(rows, len(rows)))
+    show(Text(f"all together: outputs move by {100 * found.total:.2f} % on {found.samples} samples"))
 
 
 def _captured(model: str, trust: bool) -> Program:

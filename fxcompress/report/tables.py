@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.report import units
-from fxcompress.report.report import DeclinedSite, FrozenEntry, Prunability, Report, Side
+from fxcompress.report.report import DeclinedSite, FrozenEntry, LayerNoise, Prunability, Report, Side
 
 MAX_ROWS = 20
+WORST = 8
 
 
 def overview(report: Report) -> RenderableType:
@@ -26,6 +27,8 @@ def overview(report: Report) -> RenderableType:
     parts: list[RenderableType] = [summary(report), passes(report)]
     if len(report.candidates) > 1:
         parts.append(candidates(report))
+    if report.sensitivity:
+        parts.append(sensitivity(report.sensitivity))
     if report.proofs:
         parts.append(proofs(report))
     if report.prunability is not None:
@@ -212,6 +215,31 @@ def candidates(report: Report) -> Table:
         made.add_row(
             name, units.milliseconds(entry.latency_ms), units.size(entry.bytes), metric, entry.reason
         )
+    return made
+
+
+def sensitivity(layers: Sequence[LayerNoise], rows: int = WORST) -> Table:
+    """The layers that quantization hurts most: by what each alone does to the outputs, else by its noise."""
+    made = table(
+        "Where int8 hurts",
+        "layer",
+        "outputs, alone",
+        "SNR",
+        "own SNR",
+        "source",
+        right=("outputs, alone", "SNR", "own SNR"),
+    )
+    for layer in layers[:rows]:
+        alone = units.ABSENT if layer.alone is None else f"{100 * layer.alone:.2f} %"
+        made.add_row(
+            layer.module or layer.node,
+            alone,
+            f"{layer.snr_db:.0f} dB",
+            f"{layer.own_db:.0f} dB",
+            layer.source or "",
+        )
+    if len(layers) > rows:
+        made.add_row(f"and {len(layers) - rows} more", "", "", "", "--json lists them")
     return made
 
 
