@@ -18,6 +18,7 @@ from fxcompress.graph.program import Program
 from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.depth import Depth
 from fxcompress.plan.prune import Prune
+from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
 from fxcompress.plan.schedule import Schedule
 from fxcompress.plan.sparsity import Sparsify
@@ -41,6 +42,7 @@ __all__ = [
     "Program",
     "ProofError",
     "Prune",
+    "PruningPlan",
     "Quantize",
     "Recipe",
     "Result",

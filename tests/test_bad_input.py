@@ -252,3 +252,40 @@ def test_a_truncated_onnx_is_a_typed_error(net: nn.Module, tmp_path: Path) -> No
         assert result.exit_code == 1, length
         assert "hint" in result.stderr
         assert "Traceback" not in result.output
+
+
+def test_ids_beyond_the_table_name_the_operator() -> None:
+    text = nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    ids = torch.zeros(4, 6, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"embedding.* does not run on these inputs") as caught:
+        fxcompress.optimize(text, ids[:2], prune=0.5, calibration=[ids, ids + 1000])
+    assert "ids beyond a table" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "args", [(), (images(), images()), ([images()],), ("text",)], ids=["none", "two", "list", "text"]
+)
+def test_a_program_called_with_other_inputs_says_what_it_takes(net: nn.Module, args: tuple[Any, ...]) -> None:
+    program = fxcompress.capture(net, images())
+    with pytest.raises(InputError) as caught:
+        program(*args)
+    assert "[" in (caught.value.hint or "")
+
+
+def test_calibration_that_does_not_fit_is_found_before_any_work(net: nn.Module) -> None:
+    begun: list[str] = []
+    with pytest.raises(InputError, match="shape"):
+        fxcompress.optimize(
+            net, images(), prune=0.5, calibration=[torch.zeros(2, 5, 8, 8)], progress=begun.append
+        )
+    assert begun == ["capture"]
+
+
+def test_inputs_that_were_guessed_are_told(net: nn.Module) -> None:
+    (note,) = fxcompress.capture(net).notes
+    assert note.startswith("no example inputs were given: [2, 3, 32, 32] was taken, from first (Conv2d)")
+
+
+def test_a_result_of_pruning_nothing_is_no_plan() -> None:
+    with pytest.raises(InputError, match="prunes nothing"):
+        fxcompress.optimize(nn.Linear(2, 2).eval(), torch.zeros(2, 2), prune=fxcompress.Plan())

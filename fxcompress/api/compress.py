@@ -21,7 +21,6 @@ from fxcompress.api.thinning import shortened, sparsified
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
-from fxcompress.graph.inputs import bind
 from fxcompress.graph.program import Program
 from fxcompress.measure import batch_symbol
 from fxcompress.numerics.saliency import Saliency
@@ -86,12 +85,12 @@ class _Pruned:
 def compress(request: Request, original: Program, journal: Journal) -> Compressed:
     """Prune, fold and quantize as the request asks; the original stays as it is."""
     refuse_random(original)
+    samples, calibration = _samples(original, request.calibration)
     start = journal.apply_all(request.recipe.before, original)
     shorter, proofs, left_out = shortened(request, start, journal)
     pruned = _pruned(request, shorter, journal)
     trainable, zeroed = sparsified(request, pruned.program, journal)
     deployed = journal.apply_all(request.recipe.after, trainable)
-    samples, calibration = _samples(original, request.calibration)
     made = variants(request, deployed, calibration, journal)
     nothing = request.quantize is not None and not made
     carried = carried_plan(deployed, request.target)
@@ -180,8 +179,10 @@ def _masked(original: Program, pruned: Program, plan: PruningPlan) -> Proof:
     found = masked_equivalence(original, pruned, plan)
     error = max(found.output_error, found.difference_error)
     detail = "float64, against the original with channels switched off; "
+    if not plan.channels:
+        detail = "float64, against the original: nothing was removed; "
     if found.response > 0.0:
-        detail += f"outputs moved by {found.response:.2g}"
+        detail += f"outputs differ by {found.response:.2g} between inputs"
     else:
         detail += "no other input that was tried moved the outputs: compared on the example alone"
     detail += _switched_off(found)
@@ -214,7 +215,7 @@ def _samples(
         taken = tuple(_taken(program, flat_batches(program, calibration)))
         return taken, Calibration(calibration, calibration)
     held: list[Any] = []
-    flat = (bind(program, batch) for batch in _recorded(calibration, held))
+    flat = flat_batches(program, _recorded(calibration, held))
     return tuple(_taken(program, flat)), Calibration(chain(held, calibration), held)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeGuard
 from torch import nn
 from torch.export import ExportedProgram
 
+from fxcompress.api.result import Plan
 from fxcompress.errors import InputError, NotSupported
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
@@ -114,14 +116,19 @@ class Request:
         return None if self.prune is None else self.prune.to_dict()
 
 
-def pruning_options(prune: float | Prune | PruningPlan | None) -> Prune | PruningPlan | None:
-    """Turn `prune=0.5` into options; they check themselves."""
+def pruning_options(prune: float | Prune | PruningPlan | Plan | None) -> Prune | PruningPlan | None:
+    """Turn `prune=0.5` into options, which check themselves; of a result's plan, take the pruning."""
+    if isinstance(prune, Plan):
+        if prune.pruning is None:
+            raise InputError("this plan prunes nothing", hint="pass the plan of a result that was pruned")
+        return prune.pruning
     if prune is None or isinstance(prune, Prune | PruningPlan):
         return prune
     if not _number(prune):
         raise InputError(
-            f"prune={prune!r} is neither a share of the MACs nor a Prune or PruningPlan",
-            hint="prune=0.5 removes half of the multiply-accumulates",
+            f"prune={reprlib.repr(prune)} is neither a share of the MACs nor a Prune or PruningPlan",
+            hint="prune=0.5 removes half of the multiply-accumulates; Prune(budget=Budget(ms=3)) states a "
+            "budget; PruningPlan.load(path) reads a plan",
         )
     return Prune(ratio=float(prune))
 
@@ -136,7 +143,7 @@ def quantization_options(quantize: str | Quantize | None) -> Quantize | None:
 
 
 def stages(
-    prune: float | Prune | PruningPlan | None,
+    prune: float | Prune | PruningPlan | Plan | None,
     quantize: str | Quantize | None,
     recipe: str | os.PathLike[str] | Recipe | None,
 ) -> Recipe:

@@ -24,9 +24,9 @@ from fxcompress.runtime.session import read_proto
 def diff(a: Path, b: Path, trust: bool, as_json: bool) -> None:
     """Show what changed from A to B (each .fxc, .pt2 or .onnx).
 
-    Tensors are matched by name, which every pass keeps: those of another shape or dtype, with other values,
-    added and removed; then operators and costs. A program can be compared with an ONNX file, except for the
-    operators, which have different names there.
+    Tensors are matched by name, which every pass keeps (integers are called NAME_int8): those of another
+    shape or dtype, with other values, added and removed; then operators and costs. A program can be compared
+    with an ONNX file, except for the operators, which have different names there.
 
     \b
     Examples:
@@ -50,6 +50,5 @@ def _contents(file: Path, trust: bool) -> tuple[Contents, dict[str, float]]:
     if not is_program_file(str(file)):
         raise InputError(f"{file} is no .fxc, .pt2 or .onnx file", hint="the suffix tells how to read it")
     program = program_file(file, trust=trust)
-    found = cost(program)
-    costs = {"file": file.stat().st_size, "parameters": found.params, "MACs per sample": found.macs}
+    costs = {"file": file.stat().st_size, "MACs per sample": cost(program).macs}
     return of_program(program), costs

@@ -76,7 +76,8 @@ from fxcompress.report import tables
 @click.option(
     "--calibration",
     metavar="DATA",
-    help="A .npz whose keys are input names and whose first dimension counts samples, "
+    help="A .npz whose keys are input names (one array without a name will do for one input) and whose "
+    "first dimension counts samples, "
     "or module:callable returning an iterable of batches.",
 )
 @click.option(
@@ -195,7 +196,7 @@ def optimize(
             quantize=quantize,
             recipe=recipe,
             calibration=data,
-            evaluate=specs.function(evaluate, "--evaluate") if evaluate else None,
+            evaluate=specs.metric(evaluate) if evaluate else None,
             max_drop=max_drop,
             objective=objective,
             target=target,

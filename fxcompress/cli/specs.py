@@ -8,8 +8,9 @@ import sys
 import traceback
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,16 +99,14 @@ def program_file(path: Path, *, trust: bool) -> Any:
         InputError: no such file, or not what its name says.
         UnsafeFile: it carries code, and `trust` is not set.
     """
-    existing(path)
+    existing(path, "check the path; a model may also be given as package.module:callable")
     return load(path) if path.suffix.lower() == ".fxc" else capture(path, trust=trust)
 
 
-def existing(path: Path) -> Path:
+def existing(path: Path, hint: str = "check the path") -> Path:
     """The path, if a file is there."""
     if not path.is_file():
-        raise InputError(
-            f"no such file: {path}", hint="check the path; MODEL may also be package.module:callable"
-        )
+        raise InputError(f"no such file: {path}", hint=hint)
     return path
 
 
@@ -153,10 +152,10 @@ def _module(name: str) -> ModuleType:
         raise _users(error, f"importing {name}") from error
 
 
-def call(made: Any, spec: str) -> Any:
-    """Call the user's function without arguments; what it raises becomes a typed error with its line."""
+def call(made: Any, spec: str, *args: Any) -> Any:
+    """Call the user's function; what it raises becomes a typed error with its line."""
     try:
-        return made()
+        return made(*args)
     except CompressError:
         raise
     except Exception as error:  # whatever the user's function raises
@@ -170,27 +169,55 @@ def _users(error: Exception, doing: str) -> InputError:
     return InputError(f"{doing} raised {type(error).__name__}: {error}", source=source)
 
 
+def metric(spec: str) -> Callable[[Any], Any]:
+    """The function that `--evaluate` names; what it raises becomes a typed error with its line."""
+    return partial(call, function(spec, "--evaluate"), spec)
+
+
+UNNAMED = "arr_0"
+"""What `np.savez(path, array)` calls its one array."""
+
+
 @dataclass(frozen=True)
 class Arrays:
-    """A `.npz` file as batches: keys are input names, the first dimension counts samples; iterable again."""
+    """A `.npz` file as batches: keys are input names, the first dimension counts samples; iterable again.
+
+    One array without a name is the one input of the model.
+    """
 
     arrays: dict[str, NDArray[Any]]
     batch: int
 
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+    def __iter__(self) -> Iterator[Any]:
         samples = min(len(array) for array in self.arrays.values())
         for start in range(0, samples, self.batch):
-            yield {name: array[start : start + self.batch] for name, array in self.arrays.items()}
+            batch = {name: array[start : start + self.batch] for name, array in self.arrays.items()}
+            yield batch[UNNAMED] if list(batch) == [UNNAMED] else batch
+
+
+@dataclass(frozen=True)
+class Called:
+    """Batches of a function that returns an iterator: it is called again for every reading."""
+
+    function: Any
+    spec: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(call(self.function, self.spec))
 
 
 def calibration(spec: str, batch: int) -> Any:
     """Calibration batches from a `.npz` file or from `package.module:callable`, which returns an iterable.
 
+    A callable that returns an iterator, such as a generator function, is called again for every reading.
+
     Raises:
         InputError: the file is missing, not a `.npz`, holds pickled objects, or its arrays differ in length.
     """
     if Path(spec).suffix.lower() != ".npz":
-        return call(function(spec, "--calibration"), spec)
+        made = function(spec, "--calibration")
+        batches = call(made, spec)
+        return Called(made, spec) if isinstance(batches, Iterator) else batches
     arrays = npz(Path(spec))
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:

@@ -60,8 +60,12 @@ def capture(
         return _from_exported(model, example_inputs)
     model = unwrapped(model)
     refuse_training(model)
-    example = normalize(example_inputs) if example_inputs is not None else infer_example(model)
-    return _from_module(model, _keywords(model, example), dynamic_shapes)
+    if example_inputs is not None:
+        return _from_module(model, _keywords(model, normalize(example_inputs)), dynamic_shapes)
+    example, note = infer_example(model)
+    program = _from_module(model, _keywords(model, example), dynamic_shapes)
+    program.notes.append(note)
+    return program
 
 
 def _from_module(model: nn.Module, example: Example, dynamic_shapes: Any) -> Program:

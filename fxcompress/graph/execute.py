@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxcompress.errors import InputError, first_line
+from fxcompress.graph import walk
 from fxcompress.graph.signature import Holder
+
+
+@contextmanager
+def explained(node: fx.Node) -> Iterator[None]:
+    """Whatever torch says of the values that an operator is called with becomes a typed error."""
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{node.target} does not run on these inputs: {first_line(error)}",
+            node=node.format_node(),
+            source=walk.source(node),
+            hint="look for inputs the model cannot take: ids beyond a table, sizes it has no room for",
+        ) from error
 
 
 class Executor(fx.Interpreter):
@@ -26,8 +43,14 @@ class Executor(fx.Interpreter):
         return value
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node and pass its value through the hook."""
-        return self.after(n, super().run_node(n))
+        """Run one node and pass its value through the hook.
+
+        Raises:
+            InputError: the operator refuses these values, such as a token id that its table does not have.
+        """
+        with explained(n):
+            value = super().run_node(n)
+        return self.after(n, value)
 
     def run_flat(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         """The flat outputs for flat inputs, in the order of `signature.outputs`."""

@@ -60,8 +60,8 @@ def normalize(example_inputs: Any) -> Example:
     return Example(args, kwargs)
 
 
-def infer_example(model: nn.Module) -> Example:
-    """Example inputs that `model` accepts, found without being told; see `guesses` for where they come from.
+def infer_example(model: nn.Module) -> tuple[Example, str]:
+    """Example inputs that `model` accepts, found without being told (see `guesses`), and a note that says so.
 
     Each candidate is tried by one forward in eval mode; the model, its buffers, its modes and the global
     random state are left as they were. Raises InputError, with what was tried, when no candidate fits.
@@ -70,7 +70,10 @@ def infer_example(model: nn.Module) -> Example:
     for source, guess in candidates(model):
         example = normalize(guess)
         if _accepts(model, example):
-            return example
+            return example, (
+                f"no example inputs were given: {_describe(example)} was taken, from {source}; MACs, "
+                "latencies and budgets are those of this size"
+            )
         tried.append(f"{_describe(example)} from {source}")
     shown = "; ".join(tried[:4]) + (f"; and {len(tried) - 4} more" if len(tried) > 4 else "")
     raise InputError(

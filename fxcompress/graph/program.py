@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
-from fxcompress.errors import InputError
+from fxcompress.errors import InputError, first_line
 from fxcompress.graph import edit, walk
 from fxcompress.graph.module import ProgramModule, assemble, copy_graph, named_tensors
 from fxcompress.graph.origins import Origins
@@ -70,16 +70,39 @@ class Program:
         return self.module.training
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns for these inputs; raises InputError where a fixed size differs."""
+        """What the model returns for these inputs.
+
+        Raises:
+            InputError: a fixed size differs, or these are not the inputs that the model takes.
+        """
         self._check_sizes(args, kwargs)
-        return self.module(*args, **kwargs)
+        try:
+            return self.module(*args, **kwargs)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the program cannot be called with {len(args)} positional inputs"
+                + (f" and {', '.join(kwargs)}" if kwargs else "")
+                + f": {first_line(error)}",
+                hint=f"it takes {self._takes()}, in the structure of its example inputs",
+            ) from error
+
+    def _takes(self) -> str:
+        names = symbol_names(self)
+        return ", ".join(
+            f"{node.name} {describe(walk.value(node), names)}" for node in walk.placeholders(self)
+        )
 
     def _check_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             flat = self.flat_inputs(args, kwargs)
-        except (KeyError, ValueError, RuntimeError, TypeError):
+        except (IndexError, KeyError, ValueError, RuntimeError, TypeError):
             return  # another spelling of the call, such as a positional input by name: the module decides
         for node, tensor in zip(walk.placeholders(self), flat, strict=False):
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(
+                    f"the input {node.name} is a {type(tensor).__name__}, not a tensor",
+                    hint=f"it takes {self._takes()}",
+                )
             expected = walk.shape(node)
             fits = len(expected) == tensor.ndim and all(
                 walk.varies(size) or size == given for size, given in zip(expected, tensor.shape, strict=True)

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxcompress.graph import walk
+from fxcompress.graph.execute import explained
 from fxcompress.graph.program import Program
 
 Values: TypeAlias = dict[fx.Node, Any]
@@ -49,13 +50,17 @@ class Stepwise:
                     values.pop(spent, None)
 
     def call(self, values: Values, node: fx.Node) -> Any:
-        """One operator on the values that are known."""
+        """One operator on the values that are known.
+
+        Raises:
+            InputError: the operator refuses these values.
+        """
 
         def look_up(source: fx.Node) -> Any:
             return walk.tensor(self.program, source) if source.op == "get_attr" else values[source]
 
         assert callable(node.target)
-        with torch.no_grad():
+        with torch.no_grad(), explained(node):
             return node.target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))
 
     def outputs(self, values: Values) -> list[torch.Tensor]:

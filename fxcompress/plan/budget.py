@@ -137,13 +137,16 @@ def _refuse_unreachable(candidates: Sequence[Candidate], bounds: Sequence[Bound]
             f"groups can only bring it down to {cost / bound.full:.1%} ({cost:.6g} of {bound.full:.6g})"
             for bound, cost in missed
         )
-        shares = " and ".join(
-            f"at most {_down(1 - cost / bound.full)} of the {bound.name}" for bound, cost in missed
+        floors = " and ".join(
+            f"{cost:.6g} {bound.name}, so that at most {_down(1 - cost / bound.full)} of them can go"
+            for bound, cost in missed
         )
         if any(_down(1 - cost / bound.full) == _down(0.0) for bound, cost in missed):
             hint = "nothing of it can go by these rules: lower min_width, raise max_ratio or unprotect groups"
             raise BudgetError(found, hint=hint)
-        raise BudgetError(found, hint=f"ask to remove {shares}, raise max_ratio or unprotect groups")
+        raise BudgetError(
+            found, hint=f"the least that can remain: {floors}; raise max_ratio or unprotect groups"
+        )
 
 
 def _down(share: float) -> str:

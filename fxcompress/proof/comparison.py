@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 
-from fxcompress.errors import ProofError
+from fxcompress.errors import InputError, ProofError
 from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.program import Program
 
@@ -84,7 +84,7 @@ def _moving(
     for others in variations(inputs, seed):
         try:
             answer = reference.run_flat(others)
-        except (IndexError, RuntimeError):
+        except InputError:
             continue
         moved = any(not torch.equal(one, other) for one, other in zip(wanted, answer, strict=True))
         if moved and not any(bool(value.isnan().any()) for value in answer):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxcompress.errors import ProofError
+from fxcompress.errors import InputError, ProofError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.execute import Executor
 from fxcompress.graph.origins import Origin
@@ -180,7 +180,7 @@ def unheard(program: Program, names: Collection[str], batches: Sequence[Sequence
         listener = _Listener(program, left)
         try:
             heard = listener.heard(inputs)
-        except (RuntimeError, NotImplementedError, IndexError):  # an operator without a derivative
+        except (RuntimeError, NotImplementedError, InputError):  # an operator without a derivative
             return ()
         if heard is None:
             return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ from rich.text import Text
 
 from fxcompress.report import tables, units
 from fxcompress.report.contents import Contents, Stored
+
+INTEGER_SUFFIXES = ("_int8", "_int32")
+"""What `passes.quantize_tensors` appends to the name of a weight or bias that it stores as integers."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def compare(a: Contents, b: Contents, costs: Mapping[str, tuple[float, float]] |
     """The difference of two contents; operators and nodes are only compared within one kind of file."""
     both = [name for name in a.tensors if name in b.tensors]
     reshaped = {name: (a.tensors[name], b.tensors[name]) for name in both if _type(a, name) != _type(b, name)}
+    twins = _integer_twins(a, b)
+    reshaped |= {name: (a.tensors[name], b.tensors[twin]) for name, twin in twins.items()}
     counts_a, counts_b = a.by_operator(), b.by_operator()
     same_kind = a.kind == b.kind
     operators = {
@@ -69,8 +74,8 @@ def compare(a: Contents, b: Contents, costs: Mapping[str, tuple[float, float]] |
     }
     return Difference(
         reshaped=reshaped,
-        added={name: tensor for name, tensor in b.tensors.items() if name not in a.tensors},
-        removed={name: tensor for name, tensor in a.tensors.items() if name not in b.tensors},
+        added=_without(b.tensors, {*a.tensors, *twins.values()}),
+        removed=_without(a.tensors, {*b.tensors, *twins}),
         revalued=tuple(
             name for name in both if name not in reshaped and a.tensors[name].digest != b.tensors[name].digest
         ),
@@ -80,6 +85,17 @@ def compare(a: Contents, b: Contents, costs: Mapping[str, tuple[float, float]] |
         costs={"tensor bytes": (a.bytes, b.bytes), "stored values": (a.elements, b.elements)}
         | dict(costs or {}),
     )
+
+
+def _integer_twins(a: Contents, b: Contents) -> dict[str, str]:
+    """What A stores in float and B in integers under the name that quantization gives them."""
+    gone = [name for name in a.tensors if name not in b.tensors]
+    twins = ((name, f"{name}{suffix}") for name in gone for suffix in INTEGER_SUFFIXES)
+    return {name: twin for name, twin in twins if twin in b.tensors and twin not in a.tensors}
+
+
+def _without(tensors: Mapping[str, Stored], names: Set[str]) -> dict[str, Stored]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def _type(contents: Contents, name: str) -> tuple[tuple[int, ...], str]:

@@ -29,6 +29,13 @@ def three():
 def broken():
     raise RuntimeError("no weights here")
 
+def batches():
+    for _ in range(2):
+        yield torch.zeros(2, 3)
+
+def score(model):
+    raise KeyError("label")
+
 class Holder:
     @staticmethod
     def build():
@@ -117,6 +124,25 @@ def test_npz_becomes_batches_by_input_name_and_can_be_read_twice(tmp_path) -> No
         assert [len(batch["x"]) for batch in batches] == [2, 2, 1]
         assert batches[2]["x"].tolist() == [[8.0, 9.0]]
         assert set(batches[0]) == {"x", "mask"}
+
+
+def test_one_array_without_a_name_is_the_one_input(tmp_path) -> None:
+    np.savez(tmp_path / "data.npz", np.arange(10.0).reshape(5, 2))
+    assert [batch.tolist()[0] for batch in specs.calibration(str(tmp_path / "data.npz"), 3)] == [
+        [0, 1],
+        [6, 7],
+    ]
+
+
+def test_a_generator_function_is_called_for_every_reading(users_folder) -> None:
+    data = specs.calibration("users_module:batches", 32)
+    assert [len(list(data)) for _ in range(2)] == [2, 2]
+
+
+def test_an_error_in_the_users_metric_names_the_line(users_folder) -> None:
+    with pytest.raises(InputError, match="KeyError") as caught:
+        specs.metric("users_module:score")(None)
+    assert caught.value.source == 'users_module.py:22: raise KeyError("label")'
 
 
 def test_npz_mistakes_are_typed_errors(tmp_path) -> None:

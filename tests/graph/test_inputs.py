@@ -104,7 +104,8 @@ class Declares(nn.Module):
     ],
 )
 def test_declared_inputs_come_first(declared: dict[str, Any], shape: tuple[int, ...]) -> None:
-    example = infer_example(Declares(**declared))
+    example, note = infer_example(Declares(**declared))
+    assert note.startswith("no example inputs were given: ")
     (tensor,) = [*example.args, *example.kwargs.values()]
     assert tuple(tensor.shape) == shape
 
@@ -131,11 +132,11 @@ def conv_net(stem: nn.Conv2d, classes: int = 10) -> nn.Module:
     ],
 )
 def test_first_layers(model: nn.Module, shape: tuple[int, ...]) -> None:
-    assert tuple(infer_example(model).args[0].shape) == shape
+    assert tuple(infer_example(model)[0].args[0].shape) == shape
 
 
 def test_ids_stay_within_the_vocabulary() -> None:
-    (ids,) = infer_example(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))).args
+    (ids,) = infer_example(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)))[0].args
     assert (ids.dtype, tuple(ids.shape)) == (torch.int64, (2, 16))
     assert 0 <= int(ids.min()) <= int(ids.max()) < 5
 
@@ -150,11 +151,11 @@ class Pair(nn.Module):
 
 
 def test_every_required_input_is_given() -> None:
-    assert [tuple(t.shape) for t in infer_example(Pair()).args] == [(2, 3), (2, 3)]
+    assert [tuple(t.shape) for t in infer_example(Pair())[0].args] == [(2, 3), (2, 3)]
 
 
 def test_double_precision_models_get_double_inputs() -> None:
-    assert infer_example(nn.Linear(3, 2).double()).args[0].dtype == torch.float64
+    assert infer_example(nn.Linear(3, 2).double())[0].args[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_double_precision_models_get_double_inputs() -> None:
 )
 def test_transformers_models(name: str, key: str) -> None:
     model = by_name(name).build()
-    example = infer_example(model)
+    example, _ = infer_example(model)
     assert list(example.kwargs) == [key]
     with torch.no_grad():
         model(**example.kwargs)
@@ -187,13 +188,13 @@ def test_trying_leaves_no_trace() -> None:
     model = Mutating().train()
     model.drop.eval()
     state = torch.get_rng_state()
-    first = infer_example(model)
+    first, _ = infer_example(model)
     assert tuple(first.args[0].shape) == (2, 3, 64, 64)
     assert torch.equal(state, torch.get_rng_state())
     assert float(model.calls) == 0
     assert [m.training for m in model.modules()] == [True, True, False]
     assert not model._forward_hooks
-    assert torch.equal(first.args[0], infer_example(model).args[0])
+    assert torch.equal(first.args[0], infer_example(model)[0].args[0])
 
 
 @pytest.mark.parametrize("model", [nn.Identity(), nn.Bilinear(2, 3, 4), Declares(conv=nn.Conv2d(3, 4, 999))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_difference_of_onnx_models() -> None:
     assert "float32[3, 6]" in text
     assert "0.500x" in text
     assert found.to_dict()["costs"]["file"] == {"a": 100, "b": 50}
+
+
+def test_what_is_stored_as_integers_is_another_type_of_the_same_tensor() -> None:
+    before, after = of_program(program()), of_program(program())
+    changed = dataclasses.replace(
+        after, tensors={f"{name}_int8": tensor for name, tensor in after.tensors.items()}
+    )
+    found = difference.compare(before, changed)
+    assert set(found.reshaped) == set(before.tensors)
+    assert not found.added
+    assert not found.removed
 
 
 def test_a_program_and_an_onnx_file_are_compared_by_tensors_only() -> None:
