@@ -13,6 +13,7 @@ Three operators change form, because the integer kernel of a runtime knows only 
     mean(x, [2, 3])             =>  squeeze(mean(x, [2, 3], keepdim))         a pooling, then layout
     pad(x), zeros, in integers  =>  dequantize(pad(quantize(x), zero_point))
     silu(x)                     =>  x * sigmoid(x)                            hardswish: hardsigmoid
+    hardsigmoid(x)              =>  dequantize(quantize(x, steps of x), steps of the result)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor, fx
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
-from fxcompress.numerics.affine import quantize_bias, quantize_channels
+from fxcompress.numerics.affine import Affine, quantize_bias, quantize_channels
 from fxcompress.ops.quantization import GATES, Kind, activations, role
 from fxcompress.passes.contract import Decline, Outcome
 from fxcompress.plan.quantization import gate_name
@@ -167,13 +168,21 @@ class _Edits:
             node = self.nodes[name]
             if node.target in GATES:
                 self._split_gate(node)
+            elif node.target is aten.hardsigmoid.default and self.plan.kernels[name]:
+                edit.set_call(node, aten.leaky_relu.default, (node.args[0], 1.0))
             elif node.target is aten.mean.dim and not walk.argument(node, "keepdim", False):
                 self._keep_dimensions(node)
 
     def _split_gate(self, node: fx.Node) -> None:
         """The node becomes the product, so that its name stays."""
         source = node.args[0]
-        gate = edit.call_before(node, GATES[node.target], (source,), name=gate_name(node.name))
+        name = gate_name(node.name)
+        clamped = self.plan.activations[name].read_as is not None
+        # The identity: a kernel that goes from one scale to another.
+        target, args = (
+            (aten.leaky_relu.default, (source, 1.0)) if clamped else (GATES[node.target], (source,))
+        )
+        gate = edit.call_before(node, target, args, name=name)
         edit.set_call(node, aten.mul.Tensor, (source, gate))
         self.nodes[gate.name] = gate
         self.readers.add(gate)
@@ -206,13 +215,14 @@ class _Edits:
 
     def _pair(self, node: fx.Node, scheme: ActivationScheme, readers: set[fx.Node]) -> None:
         """`node` => `dequantize(quantize(node))` for the readers given."""
-        args = (node, *_arguments(scheme))
+        made = node.args[0] if node.target is aten.hardsigmoid.default and scheme.read_as else node
+        args = (made, *_arguments(scheme.affine, scheme.dtype))
         whole = edit.call_after(node, integers.quantize_per_tensor.default, args, name=f"{node.name}_q")
         self._real(node, whole, scheme, readers)
 
     def _real(self, node: fx.Node, whole: fx.Node, scheme: ActivationScheme, readers: set[fx.Node]) -> None:
         """Let the readers given of `node` read what the integers of `whole` stand for."""
-        args = (whole, *_arguments(scheme))
+        args = (whole, *_arguments(scheme.read, scheme.dtype))
         real = edit.call_after(whole, integers.dequantize_per_tensor.default, args, name=f"{node.name}_dq")
         edit.replace_uses(node, real, only=readers)
 
@@ -265,6 +275,5 @@ def _quantized(values: Tensor, scheme: WeightScheme) -> Tensor:
     return quantize_channels(values.detach(), torch.tensor(scheme.scales), scheme.axis, scheme.limit)
 
 
-def _arguments(scheme: ActivationScheme) -> tuple[Any, ...]:
-    affine = scheme.affine
-    return affine.scale, affine.zero_point, affine.low, affine.high, DTYPES[scheme.dtype]
+def _arguments(affine: Affine, dtype: str) -> tuple[Any, ...]:
+    return affine.scale, affine.zero_point, affine.low, affine.high, DTYPES[dtype]

@@ -103,11 +103,25 @@ def kernels_of(node: fx.Node, sizes: Sizes, absorbed: fx.Node | None, batched: b
     if row.kind is Kind.LINEAR:
         return _linear(node, row, sizes, batched)
     if row.kind is Kind.GATE:
-        kernel = Kernel("Gate", (sizes.of(node),), activation=_GATES[node.target])
-        return _both(kernel)
+        return _gate(node, sizes)
+    if row.kind is Kind.HARD_SIGMOID:
+        return Both((Kernel("HardSigmoid", (sizes.of(node),)),), (_rescaled(sizes.of(node)),))
     if row.kind in (Kind.LAYOUT, Kind.AVERAGE):
         return _moved(node, row, sizes)
     return _simple(node, row, sizes, activation)
+
+
+def _gate(node: fx.Node, sizes: Sizes) -> Both:
+    """A hard sigmoid is no kernel in integers, but a change of scale."""
+    shape = sizes.of(node)
+    kernel = Kernel("Gate", (shape,), activation=_GATES[node.target])
+    if node.target is not aten.hardswish.default:
+        return _both(kernel)
+    return Both((kernel,), (_rescaled(shape), Kernel("Mul", (shape, shape), precision="int8")))
+
+
+def _rescaled(shape: Shape) -> Kernel:
+    return Kernel("LeakyRelu", (shape,), (), (("alpha", 1.0),), "int8")
 
 
 def _both(kernel: Kernel) -> Both:

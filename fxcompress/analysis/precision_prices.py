@@ -203,11 +203,16 @@ class _Pricer:
             both = kernels_of(node, self.sizes, absorbed, batched)
             if node not in folded:
                 floats += self._ms(both.floats)
-            integers += self._ms(both.integers or ()) if node.name in self.capable else math.inf
+            if self.capable.get(node.name) != "" or not self._is_activation(node):
+                integers += self._ms(both.integers or ()) if node.name in self.capable else math.inf
             floats += self._layout(node, members)
         if not all(able):
             return Vertex(head.name, names, floats)
         return Vertex(head.name, names, floats, integers, math.fsum(errors.get(name, 0.0) for name in names))
+
+    def _is_activation(self, node: fx.Node) -> bool:
+        row = role(node)
+        return row is not None and row.kind in (Kind.RECTIFY, Kind.HARD_SIGMOID)
 
     def _absorbed(self, node: fx.Node) -> bool:
         row = role(node)

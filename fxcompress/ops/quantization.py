@@ -38,6 +38,7 @@ class Kind(StrEnum):
     SIGMOID = "sigmoid"
     GATE = "self-gated activation"
     LEAKY = "leaky rectifier"
+    HARD_SIGMOID = "hard sigmoid"
     PAD = "zero padding"
     LAYOUT = "layout"
     NORM = "normalisation"
@@ -97,6 +98,7 @@ ROLES: Mapping[Any, Role] = MappingProxyType(
         aten.silu.default: Role(Kind.GATE),
         aten.hardswish.default: Role(Kind.GATE),
         aten.leaky_relu.default: Role(Kind.LEAKY),
+        aten.hardsigmoid.default: Role(Kind.HARD_SIGMOID),
         aten.pad.default: Role(Kind.PAD),
         aten.constant_pad_nd.default: Role(Kind.PAD),
         **dict.fromkeys(
@@ -149,7 +151,6 @@ ROLES: Mapping[Any, Role] = MappingProxyType(
                 aten._softmax.default,
                 aten.gelu.default,
                 aten.tanh.default,
-                aten.hardsigmoid.default,
                 aten.softplus.default,
                 aten.mish.default,
                 aten.elu.default,

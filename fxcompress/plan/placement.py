@@ -260,8 +260,21 @@ class _Placer:
         return row.kind in self.target.kernels and movement_fault(reader, row) is None
 
     def _end(self, node: fx.Node, kernel: Kernel) -> fx.Node:
-        """Return the rectifier that a kernel absorbs, else the operator itself."""
-        return (absorbable(node) if kernel.absorbs else None) or node
+        """Return the rectifier or hard sigmoid that a kernel absorbs, else the operator itself."""
+        if not kernel.absorbs:
+            return node
+        return absorbable(node) or self._hard_sigmoid(node) or node
+
+    def _hard_sigmoid(self, node: fx.Node) -> fx.Node | None:
+        """Return the hard sigmoid that alone reads a node, where quantization may do its clamping."""
+        reader = next(iter(node.users), None)
+        row = None if reader is None else role(reader)
+        if row is None or len(node.users) != 1 or row.kind is not Kind.HARD_SIGMOID:
+            return None
+        assert reader is not None
+        wanted = self.integers is None or reader.name in self.integers
+        allowed = row.kind in self.target.kernels and wanted and not self._excluded(reader)
+        return reader if allowed and movement_fault(reader, row) is None else None
 
     def _run(self, node: fx.Node, kernel: Kernel) -> None:
         """Let an operator run in int8; quantize its output if the kernel writes nothing else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -35,6 +36,7 @@ from fxcompress.plan.quantization_plan import (
     Quantize,
     WeightScheme,
 )
+from fxcompress.plan.reached import reached
 from fxcompress.targets.target import Scheme, Target, limit_of
 
 __all__ = [
@@ -47,11 +49,18 @@ __all__ = [
     "tensors_to_observe",
 ]
 
+aten = torch.ops.aten
+
 SCALES = MappingProxyType({"minmax": channel_scales, "mse": mse_channel_scales})
 """How the scales of a weight follow from its values, by the name of `Quantize.weight_range`."""
 
 GATE_RANGE = Range(0.0, 1.0)
 """Sigmoid and hard sigmoid."""
+
+HARD_SIGMOID = ActivationScheme(3 / 128, 128, read_as=(1 / 256, 0))
+"""`hardsigmoid(x) = clamp(x / 6 + 1/2, 0, 1)` as a scheme of `x` that clamps: what `x` is quantized by, and
+what its integers then mean. The integer 255 stands for 255/256 instead of one.
+"""
 
 
 def tensors_to_observe(program: Program, target: Target, options: Quantize | None = None) -> list[str]:
@@ -95,9 +104,11 @@ def plan_quantization(
     Raises:
         InputError: a range is missing or not finite.
     """
-    placement = _placement(program, target, options or Quantize(), integers)
     nodes = {node.name: node for node in program.graph.nodes}
-    chosen = _activation_schemes(placement, nodes, ranges, target.activations)
+    asked = options or Quantize()
+    place_without = partial(_placement_without, program, target, asked, integers)
+    placement = reached(place_without(()), nodes, ranges, place_without)
+    chosen = _activation_schemes(placement, nodes, ranges, target)
     weights = _weight_schemes(
         program, placement, chosen, target, SCALES[(options or Quantize()).weight_range]
     )
@@ -117,6 +128,16 @@ def plan_quantization(
     )
 
 
+def _placement_without(
+    program: Program,
+    target: Target,
+    options: Quantize,
+    integers: AbstractSet[str] | None,
+    spared: tuple[str, ...],
+) -> Placement:
+    return _placement(program, target, replace(options, exclude=(*options.exclude, *spared)), integers)
+
+
 def _placement(
     program: Program, target: Target, options: Quantize, integers: AbstractSet[str] | None = None
 ) -> Placement:
@@ -134,15 +155,31 @@ def gate_name(node: str) -> str:
 
 
 def _activation_schemes(
-    placement: Placement, nodes: Mapping[str, fx.Node], ranges: Mapping[str, Range], form: Scheme
+    placement: Placement, nodes: Mapping[str, fx.Node], ranges: Mapping[str, Range], target: Target
 ) -> dict[str, ActivationScheme]:
-    roots = {name: _scheme(name, ranges, form) for name in placement.roots()}
+    form = target.activations
+    hard = {name for name in placement.kernels if nodes[name].target is aten.hardsigmoid.default}
+    roots = {
+        name: HARD_SIGMOID if name in hard else _scheme(name, ranges, form) for name in placement.roots()
+    }
     chosen: dict[str, ActivationScheme] = {}
     for name, root in placement.tensors.items():
         if name in placement.kernels and nodes[name].target in GATES:
-            chosen[gate_name(name)] = _covering(GATE_RANGE, form)
-        chosen[name] = replace(roots[root], shares=None if root == name else root)
+            chosen[gate_name(name)] = _gate_scheme(nodes[name], target)
+        chosen[name] = roots[root] if root == name else _repeated(roots[root], root)
     return chosen
+
+
+def _gate_scheme(node: fx.Node, target: Target) -> ActivationScheme:
+    """Return the scheme of what a self-gated activation multiplies its input with."""
+    hard = GATES[node.target] is aten.hardsigmoid.default and Kind.HARD_SIGMOID in target.kernels
+    return HARD_SIGMOID if hard else _covering(GATE_RANGE, target.activations)
+
+
+def _repeated(scheme: ActivationScheme, root: str) -> ActivationScheme:
+    """Return the scheme of layout, which repeats what readers take the integers of `root` by."""
+    read = scheme.read
+    return replace(scheme, scale=read.scale, zero_point=read.zero_point, read_as=None, shares=root)
 
 
 def _scheme(name: str, ranges: Mapping[str, Range], form: Scheme) -> ActivationScheme:
@@ -248,7 +285,7 @@ def _input_scale(source: fx.Node, chosen: Mapping[str, ActivationScheme]) -> flo
     """Return the scale of what a contraction reads, perhaps through layout that has no pair of its own."""
     while source.name not in chosen:
         source = activations(source, _row(source))[0]
-    return chosen[source.name].scale
+    return chosen[source.name].read.scale
 
 
 def _has_integer_bias(node: fx.Node, target: Target) -> bool:

@@ -20,6 +20,11 @@ time:
   `LayerNormalization` and `ConvTranspose` have none. A sigmoid gate (squeeze-excitation, SiLU written as
   `x * sigmoid(x)`) is faster in integers than in float inside an integer net (0.40 ms against 0.43 ms for 480
   channels at 14 x 14; float net 1.06 ms).
+- A hard sigmoid is a scale, a shift and clamping, and so is quantization: `x` in steps of 3/128 around 128
+  has the integers that `hardsigmoid(x)` has in steps of 1/256. So no kernel computes it: what makes `x`
+  quantizes it in those steps, and its reader dequantizes it in the others. Where `x` is needed as well, a
+  `LeakyRelu` of slope one between two pairs is the fastest way from one scale to another, a table
+  (`QLinearLeakyRelu`). Hard-swish on 64 x 28 x 28: 53 us as DQ, HardSigmoid, Q, QLinearMul; 29 us so.
 - `MaxPool`, `Reshape`, `Transpose`, `Slice`, `Split`, `Squeeze`, `Unsqueeze`, `Expand`, `Gather`,
   `DepthToSpace` and nearest `Resize` run on integers when the pair after them repeats the scale of the pair
   before them. `Split` needs a pair on every output. `Pad` runs on integers only when it is written so:
@@ -54,6 +59,7 @@ KERNELS = MappingProxyType(
         Kind.SIGMOID: Kernel("QLinearSigmoid", absorbs=False),
         Kind.LEAKY: Kernel("QLinearLeakyRelu", absorbs=False),
         Kind.GATE: Kernel("QLinearMul", absorbs=False),
+        Kind.HARD_SIGMOID: Kernel("QLinearLeakyRelu", absorbs=False),
         Kind.PAD: Kernel("Pad", absorbs=False),
         Kind.LAYOUT: Kernel("", absorbs=False),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from textwrap import dedent
 from typing import Any
@@ -18,6 +19,7 @@ from fxcompress.graph.program import Program
 from fxcompress.graph.wellformed import well_formed
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.plan.quantization_plan import QuantizationPlan
 from tests.architectures.programs import captured
 from tests.passes.models import Apply, Chain
 from tests.plan.quantized import planned, quantized
@@ -130,6 +132,45 @@ def test_a_guarded_operator_keeps_its_weight_and_its_value():
         values["conv_transpose2d"],
         F.conv_transpose2d(values["conv2d_dq_by_channel"], before.module.t.weight),
     )
+
+
+def test_a_hard_sigmoid_is_what_quantization_clamps():
+    model = Chain(c=nn.Conv2d(3, 4, 3), h=nn.Hardsigmoid(), d=nn.Conv2d(4, 2, 3))
+    with torch.no_grad():
+        model.c.weight.mul_(9)  # beyond three on both sides
+    _, plan, after = quantized(model, IMAGE)
+    assert plan.activations["hardsigmoid"].read_as == (1 / 256, 0)
+    assert "hardsigmoid_q = quantize_per_tensor(conv2d)" in structure(after)
+    assert "hardsigmoid_dq = dequantize_per_tensor(hardsigmoid_q)" in structure(after)
+    values = watch(after, IMAGE)
+    wanted = F.hardsigmoid(values["conv2d"])
+    assert wanted.min() == 0 and wanted.max() == 1
+    assert (values["hardsigmoid_dq"] - wanted).abs().max() <= 1 / 256
+    scales = torch.tensor(plan.weights["d.weight"].scales) / 256
+    torch.testing.assert_close(torch.tensor(plan.biases["conv2d_1"].scales), scales)
+
+
+def test_hard_swish_keeps_its_value_within_the_steps_of_its_gate():
+    model = Chain(c=nn.Conv2d(3, 4, 3), h=nn.Hardswish(), d=nn.Conv2d(4, 2, 3))
+    with torch.no_grad():
+        model.c.weight.mul_(9)
+    _, _, after = quantized(model, IMAGE)
+    assert "hardswish_gate = leaky_relu(conv2d_dq)" in structure(after)
+    values = watch(after, IMAGE)
+    x = values["conv2d_dq"]
+    # The gate is off by half a step of its input, and by one of its own where it is one.
+    bound = x.abs() * (1 / 256 + 3 / 128 / 12) + 1e-5
+    assert ((values["hardswish"] - F.hardswish(x)).abs() <= bound).all()
+
+
+def test_layout_after_a_hard_sigmoid_repeats_what_its_readers_see():
+    model = Apply(
+        lambda m, x: m.d(F.max_pool2d(F.hardsigmoid(m.c(x)), 2)), c=nn.Conv2d(3, 4, 3), d=nn.Conv2d(4, 2, 1)
+    )
+    _, plan, _ = quantized(model, IMAGE)
+    pooled = plan.activations["max_pool2d"]
+    assert (pooled.scale, pooled.zero_point, pooled.read_as) == (1 / 256, 0, None)
+    assert QuantizationPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_a_shared_weight_is_stored_once():

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxcompress.graph.capture import capture
+from fxcompress.plan.placement import NOT_CHOSEN, place
 from tests.passes.models import Apply, Chain
-from tests.plan.quantized import placed
+from tests.plan.quantized import VNNI, placed
 
 IMAGE = (torch.randn(2, 16, 8, 8),)
 ROWS = (torch.randn(3, 12),)
@@ -144,7 +146,32 @@ def test_squeeze_and_excitation_converts_only_the_small_tensors():
     found = placed(Apply(forward, c=conv(), d=conv(k=1), e=conv(k=1)), IMAGE)
     assert found.kernels["mul"] == "QLinearMul"
     assert {"hardsigmoid", "mul"} <= set(found.tensors)
-    assert found.declined == {"hardsigmoid": "no integer kernel"}
+    assert found.kernels["hardsigmoid"] == "", "what makes its input clamps"
+    assert "conv2d_1" not in found.tensors
+    assert found.declined == {}
+
+
+def test_a_hard_sigmoid_of_what_others_read_changes_the_scale():
+    def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = model.c(x)
+        return model.e(y * F.hardsigmoid(y))
+
+    found = placed(Apply(forward, c=conv(), e=conv()), IMAGE)
+    assert found.kernels["hardsigmoid"] == "QLinearLeakyRelu"
+    assert {"conv2d", "hardsigmoid", "mul"} <= set(found.tensors)
+
+
+def test_only_the_operators_that_were_chosen_run_in_integers():
+    def forward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(model.c(x))
+        return model.e(model.d(y) + y)
+
+    program = capture(Apply(forward, c=conv(), d=conv(), e=conv()).eval(), IMAGE)
+    found = place(program, VNNI, integers={"conv2d", "relu", "add"})
+    assert found.kernels == {"conv2d": "QLinearConv", "relu": "", "add": "QLinearAdd"}
+    assert found.declined["conv2d_1"] == found.declined["conv2d_2"] == NOT_CHOSEN
+    assert set(found.tensors) == {"x", "relu", "conv2d_1", "add"}
+    assert place(program, VNNI, integers=set()).kernels == {}
 
 
 def test_a_gate_after_a_convolution_runs_in_integers_and_after_a_linear_does_not():

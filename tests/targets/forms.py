@@ -92,7 +92,14 @@ FORMS = (
         bridges=2,
     ),
     Form("silu", around(F.silu), TWO | {"QLinearMul": 1, "QLinearSigmoid": 1}, bridges=2),
-    Form("hardswish", around(F.hardswish), TWO | {"QLinearMul": 1}),
+    Form("hardswish", around(F.hardswish), TWO | {"QLinearMul": 1, "QLinearLeakyRelu": 1}, bridges=2),
+    Form("hardsigmoid", around(F.hardsigmoid), TWO, bridges=2),
+    Form(
+        "hardsigmoid_gate",
+        around(lambda x: x * F.hardsigmoid(x)),
+        TWO | {"QLinearMul": 1, "QLinearLeakyRelu": 1},
+        bridges=2,
+    ),
     Form("leaky_relu", around(lambda x: F.leaky_relu(x, 0.1)), TWO | {"QLinearLeakyRelu": 1}, bridges=2),
     Form("average_pool", around(lambda x: F.avg_pool2d(x, 2)), TWO | {"QLinearAveragePool": 1}, bridges=2),
     Form(
@@ -182,6 +189,7 @@ KIND_FORMS: Mapping[Kind, str] = {
     Kind.SIGMOID: "squeeze_excitation",
     Kind.LEAKY: "leaky_relu",
     Kind.GATE: "silu",
+    Kind.HARD_SIGMOID: "hardsigmoid_gate",
     Kind.PAD: "pad",
     Kind.LAYOUT: "max_pool",
 }
