@@ -26,6 +26,7 @@ from fxcompress.lowering.interface import check_names, name_dimensions, name_int
 from fxcompress.lowering.mask_forms import mask_with_infinity
 from fxcompress.lowering.norm_forms import divide_by_root
 from fxcompress.lowering.opsets import choose_opset, convert_down, negotiate_ir
+from fxcompress.lowering.pad_forms import pad_in_convolutions
 from fxcompress.lowering.pool_forms import use_global_average_pool
 from fxcompress.lowering.share_initializers import share_initializers
 
@@ -40,6 +41,7 @@ REWRITES: tuple[Rewrite, ...] = (
     divide_by_root,
     fold_weight_transposes,
     cancel_quantization,
+    pad_in_convolutions,
     share_initializers,
 )
 """In the order they are applied."""
