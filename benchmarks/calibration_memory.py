@@ -53,7 +53,7 @@ def samples(count: int) -> Iterator[Tensor]:
         yield torch.randn(BATCH, 3, 32, 32, generator=generator)
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]
+class Reader(CalibrationDataReader):
     """Hands out the same batches."""
 
     def __init__(self, name: str, count: int) -> None:

@@ -68,6 +68,8 @@ def spread(model: DepthwiseNet, *, octaves: float = OCTAVES, seed: int = 0) -> D
     """Spread the channels in place; every output stays what it was, to the bit."""
     generator = torch.Generator().manual_seed(seed)
     for first, second in pairwise(model.units):
+        assert isinstance(first, nn.Sequential)
+        assert isinstance(second, nn.Sequential)
         norm, reader = first[1], second[0]
         assert isinstance(norm, nn.BatchNorm2d)
         assert isinstance(reader, nn.Conv2d)

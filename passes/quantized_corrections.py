@@ -85,7 +85,7 @@ def corrected(data: Data, program: Program, fix: Fix, *, inputs: bool) -> Correc
         return Corrected(program, (), (Decline("the outputs", _ONE_SAMPLE),), used=used)
     counts = used, run.reported, run.apart
     before = run.output_error()
-    found, refusals = quantized_sites(data.reference, edited)
+    found, refusals = quantized_sites(data.reference, edited, inputs=inputs)
     declined = [Decline(item.node.name, item.reason, walk.source(item.node)) for item in refusals]
     changed = []
     for site in found:

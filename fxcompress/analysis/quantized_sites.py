@@ -74,8 +74,13 @@ class Refusal:
     reason: str
 
 
-def quantized_sites(program: Program, quantized: Program) -> tuple[list[QuantizedSite], list[Refusal]]:
-    """The layers of `quantized`, in graph order, whose outputs can be compared with those of `program`."""
+def quantized_sites(
+    program: Program, quantized: Program, *, inputs: bool
+) -> tuple[list[QuantizedSite], list[Refusal]]:
+    """The layers of `quantized`, in graph order, whose outputs can be compared with those of `program`.
+
+    Where the moments of `inputs` are wanted, layers with too many of them are refused.
+    """
     twins = {node.name: node for node in program.graph.nodes}
     found: list[QuantizedSite] = []
     refused: list[Refusal] = []
@@ -86,7 +91,7 @@ def quantized_sites(program: Program, quantized: Program) -> tuple[list[Quantize
         product = form(twin)
         if product is None:
             continue
-        reason = product if isinstance(product, str) else _obstacle(program, product)
+        reason = product if isinstance(product, str) else _obstacle(program, product) if inputs else None
         if isinstance(product, str) or reason is not None:
             refused.append(Refusal(node, str(reason)))
             continue

@@ -50,10 +50,11 @@ class Histogram:
             if part.numel():
                 low, high = (float(bound) for bound in torch.aminmax(part))
                 self._cover(low, high)
-                # A power of two divides without rounding: no value lands in its neighbour's bin.
+                # A power of two divides without rounding: no value lands in its neighbour's bin. The numbers
+                # of bins stay below 2^24 (`_first_width`): float32 and int32 hold them.
                 exact = part if part.dtype.itemsize >= 4 else part.float()
-                places = torch.floor(exact / self.width) - self._first
-                self.counts += torch.bincount(places.long(), minlength=self.bins)
+                places = (exact * (1.0 / self.width)).floor_().to(torch.int32).sub_(self._first)
+                self.counts += torch.bincount(places, minlength=self.bins)
 
     def _cover(self, low: float, high: float) -> None:
         """Let the bins cover `[low, high]` beside what they hold."""

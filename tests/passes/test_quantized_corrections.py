@@ -146,7 +146,7 @@ def test_layers_that_share_or_lack_are_named():
     data = batches(8, 6)
     parts = {"a": nn.Linear(6, 6), "b": nn.Linear(6, 3, bias=False)}
     program, int8 = quantized(Apply(shared, **parts), data)
-    found, _ = quantized_sites(program, int8)
+    found, _ = quantized_sites(program, int8, inputs=True)
     assert [site.weight is None for site in found] == [True, True, False]
     assert [site.bias is None for site in found] == [False, False, True]
     outcome = CorrectBiases(program, data).run(int8)
