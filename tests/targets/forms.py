@@ -113,7 +113,6 @@ FORMS = (
     Form("mean_head", head(lambda x: x.mean((2, 3)), 16), HEAD | POOL, bridges=1),
     Form("mean_negative", head(lambda x: x.mean((-1, -2)), 16), HEAD | POOL),
     Form("flatten_head", head(lambda x: x.flatten(1), 1024), HEAD, bridges=1),
-    Form("pad", around(lambda x: F.pad(x, (1, 1, 0, 2))), TWO | {"Pad": 1}, bridges=2),
     Form("pad_channels", around(lambda x: F.pad(x, (0, 0, 0, 0, 4, 4)), 24), TWO | {"Pad": 1}, bridges=2),
     Form("pixel_shuffle", around(lambda x: F.pixel_shuffle(x, 2), 4), TWO, bridges=2),
     Form("channel_shuffle", around(lambda x: F.channel_shuffle(x, 4)), TWO, bridges=2),
@@ -190,7 +189,7 @@ KIND_FORMS: Mapping[Kind, str] = {
     Kind.LEAKY: "leaky_relu",
     Kind.GATE: "silu",
     Kind.HARD_SIGMOID: "hardsigmoid_gate",
-    Kind.PAD: "pad",
+    Kind.PAD: "pad_channels",
     Kind.LAYOUT: "max_pool",
 }
 """The form that shows the integer kernel of a kind."""
