@@ -53,7 +53,7 @@ NARROW: dict[str, set[str]] = {
     "targets": {"version", "errors", "ops", "runtime"},
 }
 # Files that adapt an optional dependency: the only ones whose functions may import.
-ADAPTERS: frozenset[str] = frozenset()
+ADAPTERS: frozenset[str] = frozenset({"fxcompress.runtime.openvino"})
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MAX_LINES = 400
 
@@ -147,6 +147,15 @@ def hidden_import_faults(sources: dict[str, Source]) -> Iterator[str]:
                     yield f"{source.name}:{node.lineno}: import inside {function.name}"
 
 
+def adapter_faults(sources: dict[str, Source]) -> Iterator[str]:
+    """Optional packages asked for outside their adapters."""
+    for source in sources.values():
+        for node in ast.walk(source.tree):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+            if called == "optional" and source.name not in ADAPTERS:
+                yield f"{source.name}:{node.lineno}: asks for an optional package; adapters do"
+
+
 def name_faults(sources: dict[str, Source]) -> Iterator[str]:
     """Names that say nothing, and a module named like a function its package re-exports."""
     for source in sources.values():
@@ -185,7 +194,10 @@ def size_faults(sources: dict[str, Source]) -> Iterator[str]:
             yield f"{source.name}: {lines} lines, at most {MAX_LINES}"
 
 
-CHECKS = [layer_faults, cycle_faults, hidden_import_faults, name_faults, init_faults, size_faults]
+CHECKS = [
+    *(layer_faults, cycle_faults, hidden_import_faults, adapter_faults),
+    *(name_faults, init_faults, size_faults),
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -223,6 +235,7 @@ BAD_FILES = {
     "graph/relative.py": "from . import program\n",
     "runtime/timing.py": "from fxcompress.ops.cost import macs\n",
     "plan/helpers.py": "x = 1\n",
+    "plan/solver.py": "x = optional('highspy', 'fast')\n",
     "plan/__init__.py": "x = [1]\n",
     "ops/__init__.py": "from fxcompress.ops.cost import cost\n",
     "ops/cost.py": "from passes.contract import Pass\n" + "\n" * 400,
@@ -238,6 +251,7 @@ EXPECTED = {
         "fxcompress.wizard.spell: wizard is in no layer",
     },
     hidden_import_faults: {"fxcompress.graph.late:2: import inside f"},
+    adapter_faults: {"fxcompress.plan.solver:1: asks for an optional package; adapters do"},
     name_faults: {
         "fxcompress.plan.helpers: say what it is about",
         "fxcompress.ops: cost is a module and a re-exported name",
