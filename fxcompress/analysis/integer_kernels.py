@@ -44,6 +44,10 @@ _FUSED: Mapping[Any, str] = {
 """Activations that a float convolution absorbs, as the ONNX operators they become."""
 
 
+TURNS = ((0, 2, 3, 1), (0, 3, 1, 2))
+"""Permutations that integer convolutions, whose channels are last, do away with."""
+
+
 @dataclass(frozen=True)
 class Both:
     """The kernels of one operator in float and in integers; None where it has none in integers."""
@@ -176,9 +180,15 @@ def _moved(node: fx.Node, row: Role, sizes: Sizes) -> Both:
         name = "MaxPool" if node.target is aten.max_pool2d.default else "AveragePool"
         return _both(Kernel(name, (source,), (), tuple(sorted(attributes.items()))))
     order = _order(node, len(source))
-    if order is not None:
-        return _both(Kernel("Transpose", (source,), (), (("perm", order),)))
-    return Both((), ())
+    if order is None:
+        return Both((), ())
+    kernel = Kernel("Transpose", (source,), (), (("perm", order),))
+    return Both((kernel,), ()) if order in TURNS else _both(kernel)
+
+
+def turns_channels(node: fx.Node) -> bool:
+    """Whether a permutation of an image only moves its channels from second to last or back."""
+    return _order(node, walk.value(node).dim() if walk.is_tensor(node) else 0) in TURNS
 
 
 def _order(node: fx.Node, rank: int) -> tuple[int, ...] | None:
