@@ -6,8 +6,12 @@ which the exit code stands: on no row ours is slower (interval above 1.02, in bo
 of the others or than float; it is at least 1.15 times faster than `quantize_static` in geometric mean; every
 file of ours loads.
 
-    python -m benchmarks.quantization --files out/quantization --json out/quantization/rows.json --write
-    python -m benchmarks.quantization ... --threads 2        a second table in the same page
+    rm -rf out/quantization
+    python -m benchmarks.quantization --json out/quantization/rows.json --write
+    python -m benchmarks.quantization --json out/quantization/rows.json --write --resume --threads 2
+
+The second call adds a table to the same page: it keeps the peers' files and makes ours again. With `--resume`
+rows of the JSON file are kept, so a run that was stopped goes on. Kernel times are cached beside the files.
 """
 
 from __future__ import annotations
@@ -88,7 +92,8 @@ def _work(what: str, name: str, folder: Path, options: argparse.Namespace, *extr
     """Run one step in a process of its own; its JSON, or the reason why there is none."""
     command = [sys.executable, "-m", "benchmarks.quantization_worker", what, name, str(folder)]
     command += [str(options.threads), "--rounds", str(options.rounds), "--clock", options.clock, *extra]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    cache = str(options.files.absolute() / "kernel-times")  # never those of a busier day
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FXCOMPRESS_CACHE": cache}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=LIMIT, env=environment, check=False

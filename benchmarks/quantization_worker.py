@@ -33,6 +33,8 @@ from fxcompress.runtime.timing import SLOWER, compare
 FLOAT, OURS = "float", "ours"
 LABELS = (FLOAT, OURS, *PEERS)
 SAMPLES = 8
+LONG = 0.5
+"""Steps of `optimize` that take more seconds than this are listed."""
 PATIENCE = 12.0
 """Soft bound in seconds on one alternated run; it lowers the calls per round, never the rounds."""
 
@@ -124,6 +126,9 @@ def _ours(subject: Subject, exported: Any, threads: int, result: dict[str, Any])
         threads=threads,
     )
     result["winner"] = next((item.name for item in made.report.candidates if item.chosen), "")
+    result["steps"] = {
+        entry.name: round(entry.seconds, 2) for entry in made.report.passes if entry.seconds > LONG
+    }
     content: bytes = made.onnx.SerializeToString()
     return content
 

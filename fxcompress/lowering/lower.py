@@ -29,6 +29,7 @@ from fxcompress.lowering.opsets import choose_opset, convert_down, negotiate_ir
 from fxcompress.lowering.pad_forms import pad_in_convolutions
 from fxcompress.lowering.pool_forms import use_global_average_pool
 from fxcompress.lowering.share_initializers import share_initializers
+from fxcompress.lowering.stem_forms import SPACE_TO_DEPTH, use_space_to_depth
 
 Rewrite = Callable[[Any], int]
 
@@ -46,8 +47,11 @@ REWRITES: tuple[Rewrite, ...] = (
 )
 """In the order they are applied."""
 
-FORMS: Mapping[str, Rewrite] = {MULTI_HEAD_ATTENTION: use_multi_head_attention}
-"""By the names that a target lists, rewrites to operators of a runtime's own; after the others."""
+FORMS: Mapping[str, Rewrite] = {
+    MULTI_HEAD_ATTENTION: use_multi_head_attention,
+    SPACE_TO_DEPTH: use_space_to_depth,
+}
+"""By names that a target lists, rewrites to what one runtime alone reads or gains from; after the others."""
 
 
 def lower(
