@@ -10,7 +10,7 @@ from torch import fx
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_quantized
-from fxcompress.ops.quantization import Role, activations, role
+from fxcompress.ops.quantization import Kind, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
 from fxcompress.plan.quantization_plan import Declined, QuantizationPlan
 from fxcompress.targets.target import Target
@@ -43,12 +43,21 @@ def _fault(node: fx.Node, row: Role, target: Target) -> str | None:
         return target.float_reasons.get(row.kind, "no integer kernel")
     if weight is None or weight.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
         return "the model does not quantize its weight, or with zero points of channels"
-    if activations(node, row)[0].target is not DEQUANTIZE:
+    if _behind_layout(activations(node, row)[0]).target is not DEQUANTIZE:
         return "the model does not quantize its input"
     writes = target.kernel(row.kind, batched=is_batched(node, row)).writes_integers
     if writes and not any("quantize_per_tensor" in str(user.target) for user in _after_rectifier(node)):
         return "the model does not quantize its output, and the integer kernel writes integers only"
     return None
+
+
+def _behind_layout(node: fx.Node) -> fx.Node:
+    """What layout moved: its values, and so its scale, are those of its input."""
+    row = role(node)
+    while row is not None and row.kind is Kind.LAYOUT:
+        node = activations(node, row)[0]
+        row = role(node)
+    return node
 
 
 def _after_rectifier(node: fx.Node) -> list[fx.Node]:

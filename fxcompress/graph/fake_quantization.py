@@ -32,6 +32,9 @@ _PACKED = (
     "torch.ao.nn.quantized.dynamic",
     "torch.ao.nn.intrinsic.quantized",
 )
+_FLOAT = (torch.ao.nn.quantized.FloatFunctional, torch.ao.nn.quantized.FXFloatFunctional)
+"""What lives beside the packed layers and computes in float: additions with a quantizer behind them."""
+
 _PLAIN = {torch.quint8: (0, 255, torch.uint8), torch.qint8: (-128, 127, torch.int8)}
 
 
@@ -42,7 +45,7 @@ def frozen(model: nn.Module) -> nn.Module:
         InputError: a scale that no data has set, or layers with packed integer weights.
     """
     for name, module in model.named_modules():
-        if type(module).__module__.startswith(_PACKED):
+        if type(module).__module__.startswith(_PACKED) and not isinstance(module, _FLOAT):
             raise InputError(
                 f"{name} is a {type(module).__name__} with packed integer weights, which cannot be captured",
                 hint="pass the model as it was before convert(): prepared, with its fake quantization",

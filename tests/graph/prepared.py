@@ -72,6 +72,41 @@ def decomposed() -> nn.Module:
         return quantize_fx._convert_to_reference_decomposed_fx(copy.deepcopy(by_fx()))
 
 
+class Residual(nn.Module):
+    """An addition in the way that eager quantization wants it written, with a layout before the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = ao.QuantStub(), ao.DeQuantStub()
+        self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.plus, self.pool, self.head = (
+            torch.ao.nn.quantized.FloatFunctional(),
+            nn.MaxPool2d(4),
+            nn.Linear(64, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(self.quant(x))
+        x = self.pool(self.plus.add_relu(self.body(x), x))
+        y: Tensor = self.dequant(self.head(x.flatten(1)))
+        return y
+
+
+def residual() -> nn.Module:
+    """`prepare_qat` for Arm: int8 weights with one scale each, activations of the whole uint8 range."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Residual().train()
+        model.qconfig = ao.QConfig(
+            activation=ao.FakeQuantize.with_args(
+                observer=ao.MovingAverageMinMaxObserver, quant_min=0, quant_max=255, dtype=torch.quint8
+            ),
+            weight=ao.default_weight_fake_quant,
+        )
+        return _trained(ao.prepare_qat(model))
+
+
 class Faked(nn.Module):
     """Fake quantization by hand, in the operators of PyTorch; int8 activations."""
 
@@ -96,6 +131,7 @@ def faked() -> nn.Module:
 
 FORMS: dict[str, Any] = {
     "eager": eager,
+    "residual": residual,
     "fx": by_fx,
     "reference": reference,
     "decomposed": decomposed,

@@ -1,0 +1,92 @@
+"""Modes of quantization on whole architectures, on the command line and in recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fxcompress.api.carried import carried_plan
+from fxcompress.cli.main import main
+from fxcompress.graph.capture import capture
+from fxcompress.lowering.lower import lower
+from fxcompress.passes.change_floats import ChangeFloats, overflow
+from fxcompress.passes.quantize_dynamically import QuantizeDynamically
+from fxcompress.passes.quantize_weights import QuantizeWeights
+from fxcompress.plan.quantization_plan import MODES
+from fxcompress.proof.halves import half_bound
+from fxcompress.proof.parity import parity_at_sizes
+from fxcompress.proof.products import product_bound
+from fxcompress.recipes.reading import load_recipe
+from fxcompress.targets.onnxruntime import onnxruntime
+from tests.architectures.programs import captured
+from tests.graph.prepared import IMAGES, eager, residual
+
+TRANSFORMERS = ("hf_bert_eager", "hf_gpt2", "hf_llama", "hf_vit", "vit_packed", "mixer", "convnext")
+CONVOLUTIONAL = ("mobilenet_hardswish", "resnet_basic")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TRANSFORMERS, *CONVOLUTIONAL])
+def test_products_of_whole_architectures_are_proven(name: str) -> None:
+    program = captured(name)
+    for stage in (
+        QuantizeDynamically(smallest=0),
+        QuantizeWeights(4, 16, smallest=0),
+        QuantizeWeights(8, 16, "int8", smallest=0),
+    ):
+        outcome = stage.run(program)
+        assert outcome.changed
+        found = product_bound(program, outcome.program, lower(outcome.program), program.flat_example())
+        assert found.closest < 0.5
+        assert found.error < found.bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TRANSFORMERS, *CONVOLUTIONAL, "unet"])
+def test_shorter_floats_of_whole_architectures_are_proven(name: str) -> None:
+    program = captured(name)
+    stored = ChangeFloats("float16", smallest=0).run(program).program
+    parity_at_sizes(stored, lower(stored))
+    computed = ChangeFloats("float16", "all").run(program).program
+    inputs = program.flat_example()
+    assert overflow(program, computed, [inputs]) is None
+    half_bound(program, computed, lower(computed), inputs, torch.float16)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_recipe_spells_every_mode(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "stages.toml"
+    path.write_text(f'[[pass]]\nname = "quantize"\nmode = "{mode}"\nblock_size = 64\n')
+    recipe = load_recipe(path)
+    assert recipe.quantize is not None
+    assert (recipe.quantize.mode, recipe.quantize.block_size) == (mode, 64)
+    path.write_text(recipe.to_toml())
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["int8-dynamic", "int4-weights", "float16"])
+def test_the_command_line_takes_modes_without_calibration(mode: str, tmp_path: Path) -> None:
+    captured("vit_packed").save(tmp_path / "net.fxc")
+    arguments = ["optimize", str(tmp_path / "net.fxc"), "-o", str(tmp_path / "out"), "--quantize", mode]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["settings"]["quantize"]["mode"] == mode
+    assert any(item["name"].startswith(mode) for item in report["candidates"])
+
+
+def test_what_a_model_came_with_is_told_operator_by_operator() -> None:
+    target = onnxruntime()
+    plan = carried_plan(capture(residual(), IMAGES), target)
+    assert plan is not None
+    assert plan.precision == {"conv2d": "int8", "conv2d_1": "int8", "linear": "int8"}
+    plan = carried_plan(capture(eager(), IMAGES), target)
+    assert plan is not None
+    assert plan.precision == {"conv2d": "int8", "conv2d_1": "int8", "linear": "float"}
+    assert plan.declined[0].reason == "the model does not quantize its input"
+    assert carried_plan(captured("resnet_basic"), target) is None
