@@ -172,7 +172,8 @@ class _Pricer:
         reader = next(iter(node.users), None)
         if turns_channels(node) and len(node.users) == 1 and reader is not None and _is_convolution(reader):
             return reader
-        return self.head[source] if follows or fused else node
+        turned = turns_channels(node) and _is_convolution(source) and len(source.users) == 1
+        return self.head[source] if follows or fused or turned else node
 
     def _is_blocked(self, node: fx.Node) -> bool:
         """Whether a float operator leaves its output in blocks of channels."""
