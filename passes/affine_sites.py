@@ -103,12 +103,13 @@ def channel_axis(node: Node, rank: int) -> int:
 def padding_of(node: Node) -> tuple[int, ...] | None:
     """The zeros around the input, one number per spatial axis; None where they are given by a word."""
     row = AFFINES[node.target]
-    rank = value(weight_node(node)).dim() - 2
+    kernel = value(weight_node(node)).shape[2:]
+    rank = len(kernel)
     if row.spatial == 0:
         return ()
     padding = argument(node, "padding", 0)
     if isinstance(padding, str):
-        return (0,) * rank if padding == "valid" else None
+        return (0,) * rank if padding == "valid" or all(size == 1 for size in kernel) else None
     return every_axis(padding, rank)
 
 

@@ -85,6 +85,15 @@ BEHIND = (
     (case("scale_before_padding", lambda m, x: m.c(x * 3), IMAGE, c=conv(padding=1)), "conv2d"),
     (case("scale_before_words", lambda m, x: m.c(x / 3), IMAGE, c=conv(padding="same")), "conv2d"),
     (case("shift_before_valid", lambda m, x: m.c(x + 3), IMAGE, c=conv(padding="valid")), "conv2d"),
+    (
+        case(
+            "shift_before_a_point_that_pads_by_a_word",
+            lambda m, x: m.c(x + 3),
+            IMAGE,
+            c=lambda: nn.Conv2d(4, 6, 1, padding="same"),
+        ),
+        "conv2d",
+    ),
     (case("scale_before_transposed", lambda m, x: m.c(x * 3), IMAGE, c=up(groups=2)), "conv_transpose2d"),
     (
         case(
