@@ -19,6 +19,7 @@ from fxcompress.cli.options import batch_option, json_option, threads_option, tr
 from fxcompress.numerics.saliency import DATA_KINDS, NAMED
 from fxcompress.plan.prune import SCOPES, Prune
 from fxcompress.plan.pruning_plan import PruningPlan
+from fxcompress.plan.quantization_plan import MODES
 from fxcompress.recipes.reading import named_recipes
 from fxcompress.report import tables
 
@@ -66,7 +67,11 @@ from fxcompress.report import tables
     metavar="FILE",
     help="Apply the pruning plan of a plan.json instead of making one.",
 )
-@click.option("--quantize", metavar="MODE", help='"int8"; needs --calibration.')
+@click.option(
+    "--quantize",
+    metavar="MODE",
+    help=f"{', '.join(MODES)}. int8 needs --calibration; with it the -weights modes round by GPTQ.",
+)
 @click.option(
     "--recipe",
     metavar="FILE",
