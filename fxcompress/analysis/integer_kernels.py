@@ -18,6 +18,7 @@ from torch import fx
 
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
+from fxcompress.lowering.stem_forms import blocks_of
 from fxcompress.ops.quantization import Kind, Role, activations, role
 from fxcompress.runtime.kernel_models import Attribute, Kernel, Shape
 
@@ -149,9 +150,23 @@ def _convolution(node: fx.Node, sizes: Sizes, activation: str) -> Both:
     kernel = Kernel("Conv", (source,), (weight, weight[:1]), tuple(sorted(attributes.items())))
     follower = fused_in_float(node)
     in_float = "" if follower is None else _FUSED[follower.target]
-    return Both(
-        (replace(kernel, activation=in_float),), (replace(kernel, precision="int8", activation=activation),)
-    )
+    whole = replace(_over_blocks(kernel), precision="int8", activation=activation)
+    return Both((replace(kernel, activation=in_float),), (whole,))
+
+
+def _over_blocks(kernel: Kernel) -> Kernel:
+    """A convolution of an image as it is lowered in integers (`fxcompress.lowering.stem_forms`)."""
+    given: dict[str, Any] = dict(kernel.attributes)
+    weight, bias = kernel.stored
+    plain = given["group"] == 1 and given["dilations"] == (1, 1) and "pads" in given
+    form = blocks_of(kernel.inputs[0], weight, given["strides"], given["pads"]) if plain else None
+    if form is None:
+        return kernel
+    n, c, h, w = kernel.inputs[0]
+    wide = c * form.stride**2
+    given.update(kernel_shape=form.kernel, pads=form.pads, strides=(1, 1))
+    image = (n, wide, h // form.stride, w // form.stride)
+    return Kernel("Conv", (image,), ((weight[0], wide, *form.kernel), bias), tuple(sorted(given.items())))
 
 
 def _linear(node: fx.Node, row: Role, sizes: Sizes, batched: bool) -> Both:

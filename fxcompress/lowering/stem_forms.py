@@ -14,6 +14,8 @@ SpaceToDepth would lose it all again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,54 +37,63 @@ def use_space_to_depth(graph: Any) -> int:
     return sum(_rewrite(graph, node) for node in list(graph.nodes) if node.op == "Conv")
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """What a convolution over an image becomes: kernel and paddings (top, left, bottom, right) in blocks."""
+
+    stride: int
+    kernel: tuple[int, ...]
+    pads: tuple[int, ...]
+
+
+def blocks_of(
+    image: Sequence[Any], weight: Sequence[int], strides: Sequence[int], pads: Sequence[int]
+) -> Blocks | None:
+    """The form of a convolution without groups or dilation over `image[N, C, H, W]`; None: it has none."""
+    stride = strides[0]
+    if len(image) != 4 or len(weight) != 4 or len(set(strides)) != 1 or stride not in _STRIDES:
+        return None
+    if weight[1] > FEW or not all(isinstance(size, int) and size % stride == 0 for size in image[2:]):
+        return None
+    if pads[0] % stride != pads[1] % stride:
+        return None
+    kernel = [-(-(size + -pads[axis] % stride) // stride) for axis, size in enumerate(weight[2:])]
+    before = [-(-pads[axis] // stride) for axis in (0, 1)]
+    after = []
+    for axis in (0, 1):
+        size, padded = image[2 + axis], pads[axis] + pads[2 + axis]
+        outputs = (size + padded - weight[2 + axis]) // stride + 1
+        after.append(outputs + kernel[axis] - 1 - size // stride - before[axis])
+    if min(after) < 0:
+        return None  # the last blocks are not read
+    return Blocks(stride, tuple(kernel), (*before, *after))
+
+
 def _rewrite(graph: Any, conv: Any) -> bool:
     real, weight = maker(conv.inputs[0], "DequantizeLinear"), maker(conv.inputs[1], "DequantizeLinear")
     if real is None or weight is None or maker(real.inputs[0], "QuantizeLinear") is None:
         return False
     stored, image = constant(weight.inputs[0]), real.outputs[0].shape
     alone = only_read_by(graph, weight.outputs[0], [conv]) and not is_output(graph, weight.inputs[0])
-    if stored is None or stored.ndim != 4 or image is None or not alone or weight.attrs.get("axis", 1) != 0:
+    if stored is None or image is None or not alone or weight.attrs.get("axis", 1) != 0:
         return False
-    plan = _plan(conv, stored.shape, image)
-    if plan is None or len(weight.inputs[0].outputs) != 1:
+    pads = list(conv.attrs.get("pads", [0] * 4))
+    form = blocks_of(image, stored.shape, list(conv.attrs.get("strides", [1, 1])), pads)
+    if form is None or not _is_plain(conv) or len(weight.inputs[0].outputs) != 1:
         return False
-    stride, pads, blocks = plan
-    weight.inputs[0].values = _blocked(stored, stride, -pads[0] % stride, blocks)
+    weight.inputs[0].values = _blocked(stored, form.stride, -pads[0] % form.stride, form.kernel)
     weight.outputs[0].shape = weight.inputs[0].values.shape
-    _insert(graph, conv, real, stride)
-    before, after = [-(-pads[axis] // stride) for axis in (0, 1)], []
-    for axis in (0, 1):
-        size = _out(image[2 + axis], stored.shape[2 + axis], pads[axis] + pads[2 + axis], stride)
-        after.append(size + blocks[axis] - 1 - image[2 + axis] // stride - before[axis])
-    conv.attrs.update(strides=[1, 1], pads=[*before, *after], kernel_shape=list(blocks))
+    _insert(graph, conv, real, form.stride)
+    conv.attrs.update(strides=[1, 1], pads=list(form.pads), kernel_shape=list(form.kernel))
     return True
 
 
-def _plan(conv: Any, kernel: tuple[int, ...], image: Any) -> tuple[int, list[int], tuple[int, int]] | None:
-    """Stride, paddings and blocks per axis of a convolution that the rule is for."""
-    strides, pads = list(conv.attrs.get("strides", [1, 1])), list(conv.attrs.get("pads", [0] * 4))
-    plain = conv.attrs.get("group", 1) == 1 and set(conv.attrs.get("dilations", [1])) == {1}
-    plain &= conv.attrs.get("auto_pad", "NOTSET") == "NOTSET"
-    if len(image) != 4 or len(set(strides)) != 1 or strides[0] not in _STRIDES or not plain:
-        return None
-    stride = int(strides[0])
-    if not all(isinstance(size, int) and size % stride == 0 for size in image[2:]) or kernel[1] > FEW:
-        return None
-    if pads[0] % stride != pads[1] % stride:
-        return None
-    blocks = tuple(-(-(size + -pads[axis] % stride) // stride) for axis, size in enumerate(kernel[2:]))
-    for axis in (0, 1):
-        size = _out(image[2 + axis], kernel[2 + axis], pads[axis] + pads[2 + axis], stride)
-        if size + blocks[axis] - 1 - image[2 + axis] // stride + -pads[axis] // stride < 0:
-            return None  # the last blocks are not read: a negative padding
-    return stride, pads, (blocks[0], blocks[1])
+def _is_plain(conv: Any) -> bool:
+    explicit = conv.attrs.get("auto_pad", "NOTSET") == "NOTSET"
+    return explicit and conv.attrs.get("group", 1) == 1 and set(conv.attrs.get("dilations", [1])) == {1}
 
 
-def _out(size: int, kernel: int, padded: int, stride: int) -> int:
-    return (size + padded - kernel) // stride + 1
-
-
-def _blocked(weight: NDArray[Any], stride: int, shift: int, blocks: tuple[int, int]) -> NDArray[Any]:
+def _blocked(weight: NDArray[Any], stride: int, shift: int, blocks: tuple[int, ...]) -> NDArray[Any]:
     """W[O, C, k, k] => W'[O, s * s * C, blocks], each tap in its block and its place there; else zeros."""
     outputs, channels, rows, columns = weight.shape
     placed = np.zeros((outputs, channels, blocks[0] * stride, blocks[1] * stride), weight.dtype)
