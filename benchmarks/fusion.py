@@ -66,7 +66,7 @@ def main() -> int:
             continue
         lines.append(_line(subject, options.rounds, clock))
         Console(stderr=True).print(f"{subject.rule}: {lines[-1].ratio:.3f} ({subject.network})")
-    Console(width=130).print(_view(lines))
+    Console(width=150).print(_view(lines))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(line), "verdict": line.verdict} for line in lines]
