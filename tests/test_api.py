@@ -133,7 +133,7 @@ def test_every_step_is_logged_in_order(result: fxcompress.Result, steps: list[st
     by_name = {entry.name: entry for entry in result.report.passes}
     assert by_name["remove-identities"].changed == ("dropout is mean",)
     assert len(by_name["fuse-batch-norm"].changed) == 2
-    assert result.program.history[-1].startswith("quantize-tensors")
+    assert any(line.startswith("quantize-tensors") for line in result.program.history)
 
 
 def test_everything_was_proven(result: fxcompress.Result) -> None:
@@ -149,7 +149,8 @@ def test_the_candidates_were_timed_and_one_was_chosen(result: fxcompress.Result)
     candidates = {entry.name: entry for entry in result.report.candidates}
     assert list(candidates)[:3] == ["original", "float", "int8"]
     assert all(name.startswith("int8 cut") for name in list(candidates)[3:])
-    assert [entry.name for entry in candidates.values() if entry.chosen] in (["int8"], ["float"])
+    (chosen,) = (entry.name for entry in candidates.values() if entry.chosen)
+    assert chosen != "original"
     assert all(entry.latency_ms and entry.reason for entry in candidates.values())
     assert all(candidates[name].error > 0 for name in ("float", "int8"))  # type: ignore[operator]
     assert candidates["original"].error is None
