@@ -32,7 +32,7 @@ from fxcompress.runtime.timing import SLOWER, compare
 
 FLOAT, OURS = "float", "ours"
 LABELS = (FLOAT, OURS, *PEERS)
-SAMPLES = 8
+SAMPLES = 4
 LONG = 0.5
 """Steps of `optimize` that take more seconds than this are listed."""
 PATIENCE = 12.0
