@@ -1,11 +1,12 @@
 """What INT8 costs in accuracy, without any training: ours, ONNX Runtime's quantizer and NNCF.
 
-Three networks: a trained ResNet-20 with real images (`--data`), a residual CNN trained on scikit-learn's
-digits, and a depthwise network whose channels are spread over many powers of two. For several draws of the
-same calibration images every quantizer makes a file; all files run in ONNX Runtime. Everything that has an
-integer kernel runs in int8 (`precision="full"`), as it does in the other two. Measured on test images
-against the float file: the accuracy lost, the share of predictions that flip, and the ratio of logits to
-their errors in decibels. Each technique of ours is also measured alone, added to plain min-max ranges.
+Four networks: a trained ResNet-20 with real images (`--data`), and, trained on scikit-learn's digits, a
+residual CNN, a transformer some of whose channels are far wider than the others, and a depthwise network
+whose channels are spread over many powers of two. For several draws of the same calibration images every
+quantizer makes a file; all files run in ONNX Runtime. Everything that has an integer kernel runs in int8
+(`precision="full"`), as it does in the other two. Measured on test images against the float file: the
+accuracy lost, the share of predictions that flip, and the ratio of logits to their errors in decibels. Each
+technique of ours is also measured alone, added to plain min-max ranges.
 
     python -m benchmarks.quantization_accuracy --data FOLDER
 
@@ -34,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks import cifar_images, hostile_model, resnet20_model
+from benchmarks import cifar_images, hostile_model, resnet20_model, token_model
 from benchmarks.quantization_peers import PEERS, quantize_static_best
 from examples import digits
 from fxcompress.api.quantizing import Calibration, variants
@@ -74,6 +75,7 @@ TECHNIQUES: Mapping[str, Quantize] = {
     "entropy": _with(calibrator="entropy"),
     "mse of weights": _with(weight_range="mse"),
     "equalization": _with(equalize=True),
+    "migration out of norms": _with(smooth=True),
     "bias correction": _with(correct_bias=True),
     "adaptive rounding": _with(rounding="adaptive"),
     "mse, adaptive rounding, biases": _with(calibrator="mse", rounding="adaptive", correct_bias=True),
@@ -114,10 +116,14 @@ def subjects(data: Path | None) -> list[Subject]:
     found = [
         _of_digits("digits CNN", held, partial(digits.train, held), digits.DigitNet),
         _of_digits(
+            "digits transformer, wide", held, partial(token_model.trained, held), token_model.TokenNet
+        ),
+        _of_digits(
             "depthwise, spread", held, partial(hostile_model.trained, held), hostile_model.DepthwiseNet
         ),
     ]
-    hostile_model.spread(found[1].model)  # type: ignore[arg-type]
+    token_model.widen(found[1].model)  # type: ignore[arg-type]
+    hostile_model.spread(found[2].model)  # type: ignore[arg-type]
     if data is not None:
         images = cifar_images.load(data)
         net = resnet20_model.trained(data)
