@@ -27,6 +27,8 @@ DEARER = 2.0
 PATIENCE = 1.1
 """How many times the fastest cut's time the more accurate one may take."""
 MOST = 3
+GAIN, FINER = 0.98, 0.7
+"""A cut is tried whose predicted time or error is below this share of that of int8 wherever it can be."""
 MEASURING_SECONDS = 45.0
 """After this long, kernels that were not measured before count as free: see `KernelTimes`."""
 
@@ -90,11 +92,17 @@ def _chosen(prices: PrecisionPrices, notes: tuple[str, ...]) -> Mixes:
     patient = [item for item in frontier(prices) if item.ms <= PATIENCE * fastest.ms]
     finer = min(patient, key=lambda item: item.error, default=fastest)
     everything = {vertex.name for vertex in prices.vertices if vertex.int8_ms < float("inf")}
+    full = mixture(prices, everything)
+    # The first of equal ones keeps its name.
     named = {"int8 cut": fastest, "int8 cut, fewer conversions": fewer, "int8 cut, finer": finer}
     found: dict[frozenset[str], Mix] = {}
     for name, item in named.items():
-        if item.integers and item.integers != everything:
+        if item.integers and _worthwhile(item, full):
             operators = prices.operators(item.integers)
             found.setdefault(operators, Mix(name, operators, item))
-    full = mixture(prices, everything)
     return Mixes(tuple(found.values())[:MOST], mixture(prices, set()), full, notes)
+
+
+def _worthwhile(item: Mixture, full: Mixture) -> bool:
+    """Whether a mixture promises enough over int8 wherever it can be: lowering one more costs seconds."""
+    return item.ms < GAIN * full.ms or item.error < FINER * full.error

@@ -1,0 +1,128 @@
+"""Which cuts become candidates, and that the winner among them is what a user gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxcompress
+from fxcompress.analysis.precision_prices import Crossing, PrecisionPrices, Vertex
+from fxcompress.api import choosing, flow, mixing
+from fxcompress.api.mixing import MOST, _chosen
+from fxcompress.errors import ProofError
+from fxcompress.plan.quantization_plan import Quantize
+from fxcompress.runtime.timing import Comparison
+from tests.passes.models import Chain
+
+CALIBRATION = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+
+def chain(times: list[tuple[float, float, float]], conversion: float) -> PrecisionPrices:
+    """Operators one after the other: ms in float, ms in int8, error."""
+    names = [f"v{place}" for place in range(len(times))]
+    vertices = tuple(
+        Vertex(name, (name,), a, b, error) for name, (a, b, error) in zip(names, times, strict=True)
+    )
+    makers = [None, *names]
+    readers = [*names, ""]
+    crossings = tuple(
+        Crossing(f"t{place}", maker, (reader,), conversion, conversion)
+        for place, (maker, reader) in enumerate(zip(makers, readers, strict=True))
+    )
+    return PrecisionPrices(vertices, crossings)
+
+
+def test_where_int8_is_best_everywhere_no_mixture_is_tried() -> None:
+    found = _chosen(chain([(4.0, 1.0, 0.1)] * 5, 0.1), ())
+    assert found.found == ()
+    assert found.full.ms == pytest.approx(5.2)
+    assert found.floats.ms == pytest.approx(20.0)
+
+
+def test_what_is_slower_in_int8_is_left_out_of_the_cut() -> None:
+    found = _chosen(chain([(1.0, 3.0, 0.1), (4.0, 1.0, 0.1), (4.0, 1.0, 0.1)], 0.1), ())
+    assert [mix.name for mix in found.found] == ["int8 cut"]
+    assert found.found[0].operators == {"v1", "v2"}
+
+
+def test_dearer_conversions_and_errors_make_other_cuts() -> None:
+    prices = chain([(2.0, 0.9, 0.1), (1.0, 5.0, 0.1), (9.0, 4.0, 0.2), (1.02, 0.98, 5.0)], 0.4)
+    found = _chosen(prices, ())
+    names = [mix.name for mix in found.found]
+    assert names == ["int8 cut", "int8 cut, fewer conversions", "int8 cut, finer"]
+    assert [set(mix.operators) for mix in found.found] == [{"v0", "v2", "v3"}, {"v2", "v3"}, {"v0", "v2"}]
+    assert len(found.found) <= MOST
+
+
+def test_equal_cuts_are_tried_once() -> None:
+    found = _chosen(chain([(1.0, 30.0, 0.1), (40.0, 1.0, 0.0)], 0.01), ())
+    assert [mix.name for mix in found.found] == ["int8 cut"]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Chain(c=nn.Conv2d(3, 8, 3), r=nn.ReLU(), d=nn.Conv2d(8, 8, 3), e=nn.Conv2d(8, 2, 3)).eval()
+
+
+@pytest.fixture
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first convolution is slower in int8; candidates are timed by how much is in int8."""
+
+    def invented(*_: object) -> PrecisionPrices:
+        slow = Vertex("conv2d", ("conv2d", "relu"), 1.0, 9.0, 0.1)
+        fast = [Vertex(name, (name,), 4.0, 1.0, 0.1) for name in ("conv2d_1", "conv2d_2")]
+        return PrecisionPrices((slow, *fast), (Crossing("relu", "conv2d", ("conv2d_1",), 0.1, 0.1),))
+
+    times = {"original": 4.0, "float": 4.0, "int8": 3.0, "int8 cut": 2.0}
+
+    def timed(request: object, original: object, candidates: Any) -> Comparison:
+        return Comparison({item.name: (times[item.name],) * 30 for item in candidates}, {}, 1)
+
+    monkeypatch.setattr(mixing, "precision_prices", invented)
+    monkeypatch.setattr(flow, "time_all", timed)
+
+
+@pytest.mark.usefixtures("priced")
+def test_the_fastest_mixture_is_handed_out_with_its_plan() -> None:
+    result = fxcompress.optimize(net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION)
+    candidates = {entry.name: entry for entry in result.report.candidates}
+    assert list(candidates) == ["original", "float", "int8", "int8 cut"]
+    assert [name for name, entry in candidates.items() if entry.chosen] == ["int8 cut"]
+    assert candidates["int8"].reason == "1.50 times the latency of int8 cut"
+    assert result.plan.precision == {
+        "conv2d": "float",
+        "conv2d_1": "int8",
+        "conv2d_2": "int8",
+        "relu": "float",
+    }
+    assert result.plan.to_dict()["precision"] == result.plan.precision
+    assert [proof.name for proof in result.report.proofs] == ["float-parity", "integer-bound"]
+    shown = {node.op_type for node in result.onnx.graph.node}
+    assert {"QuantizeLinear", "Conv"} <= shown
+
+
+@pytest.mark.usefixtures("priced")
+def test_full_precision_tries_no_mixture_and_returns_int8() -> None:
+    options = Quantize(precision="full")
+    result = fxcompress.optimize(net(), CALIBRATION[0][:2], quantize=options, calibration=CALIBRATION)
+    assert [entry.name for entry in result.report.candidates] == ["original", "float", "int8"]
+    assert set(result.plan.precision.values()) == {"int8"}
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_winner_that_cannot_be_proven_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = choosing.prove_variant
+
+    def doubtful(made: Any, item: Any, *rest: Any) -> Any:
+        if item.name == "int8 cut":
+            raise ProofError("off by three steps")
+        return real(made, item, *rest)
+
+    monkeypatch.setattr(choosing, "prove_variant", doubtful)
+    result = fxcompress.optimize(net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION)
+    candidates = {entry.name: entry for entry in result.report.candidates}
+    assert candidates["int8"].chosen
+    assert candidates["int8 cut"].reason == "its proof failed: off by three steps"
