@@ -26,6 +26,7 @@ from fxcompress.graph import edit, walk
 from fxcompress.graph.execute import Executor
 from fxcompress.graph.precision import retype
 from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import is_quantized
 from fxcompress.passes.contract import Decline, Outcome
 
 aten = torch.ops.aten
@@ -62,8 +63,13 @@ class ChangeFloats:
         """Return the program with shorter floats.
 
         Raises:
-            NotSupported: a stored number is beyond the type's range.
+            NotSupported: a stored number is beyond the type's range, or values are quantized.
         """
+        if self.what == "all" and is_quantized(program):
+            raise NotSupported(
+                "a program with quantized values is not computed in a half precision: its scales are float32",
+                hint='what="weights" stores what is left in float',
+            )
         copy = program.copy()
         stored = [
             node

@@ -13,6 +13,7 @@ from fxcompress.graph.capture import capture
 from fxcompress.graph.wellformed import well_formed
 from fxcompress.lowering.lower import lower
 from fxcompress.passes.change_floats import ChangeFloats, overflow
+from fxcompress.passes.quantize_dynamically import QuantizeDynamically
 from fxcompress.proof.parity import parity_at_sizes
 from tests.passes.models import Apply, Chain
 from tests.passes.test_quantize_tensors import structure
@@ -101,3 +102,9 @@ def test_the_low_end_of_float32_in_a_mask_is_no_overflow() -> None:
 def test_options_are_checked(wrong: dict[str, str]) -> None:
     with pytest.raises(InputError):
         ChangeFloats(**wrong)
+
+
+def test_a_program_with_integers_is_not_computed_short() -> None:
+    program = capture(Chain(a=nn.Linear(64, 64)).eval(), X)
+    with pytest.raises(NotSupported, match="quantized values"):
+        ChangeFloats("float16", "all").run(QuantizeDynamically().run(program).program)
