@@ -16,10 +16,11 @@ from fxcompress.cli import specs
 from fxcompress.cli.budgets import pruning
 from fxcompress.cli.console import Steps, emit, show
 from fxcompress.cli.options import batch_option, json_option, threads_option, trust_option
+from fxcompress.cli.precision import quantization
 from fxcompress.numerics.saliency import DATA_KINDS, NAMED
 from fxcompress.plan.prune import SCOPES, Prune
 from fxcompress.plan.pruning_plan import PruningPlan
-from fxcompress.plan.quantization_plan import MODES
+from fxcompress.plan.quantization_plan import CALIBRATORS, MODES, PRECISIONS
 from fxcompress.recipes.reading import named_recipes
 from fxcompress.report import tables
 
@@ -71,6 +72,24 @@ from fxcompress.report import tables
     "--quantize",
     metavar="MODE",
     help=f"{', '.join(MODES)}. int8 needs --calibration; with it the -weights modes round by GPTQ.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="auto, unless stated: float, all integers and mixtures are timed, the fastest is taken; full: all "
+    "that has an integer kernel.",
+)
+@click.option(
+    "--keep-float",
+    "keep_float",
+    multiple=True,
+    metavar="PATTERN",
+    help="Operators, parameters or modules such as 'head*' that stay in float; repeat for more.",
+)
+@click.option(
+    "--calibrator",
+    type=click.Choice(CALIBRATORS),
+    help="How ranges follow from calibration data.",
 )
 @click.option(
     "--recipe",
@@ -149,6 +168,9 @@ def optimize(
     protect: tuple[str, ...],
     plan: str | None,
     quantize: str | None,
+    precision: str | None,
+    keep_float: tuple[str, ...],
+    calibrator: str | None,
     recipe: str | None,
     calibration: str | None,
     calibration_batch: int,
@@ -189,6 +211,8 @@ def optimize(
         if removal is not None:
             raise click.UsageError("--plan says what goes: leave --prune and --budget out")
         removal = PruningPlan.load(plan)
+    options = {"precision": precision, "exclude": keep_float, "calibrator": calibrator}
+    quantizing = quantization(quantize, options)
     check_folder(output)  # at once, not after minutes of work
     with Steps() as step, contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
         step("load")
@@ -198,7 +222,7 @@ def optimize(
             given.model,
             given.example_inputs,
             prune=removal,
-            quantize=quantize,
+            quantize=quantizing,
             recipe=recipe,
             calibration=data,
             evaluate=specs.metric(evaluate) if evaluate else None,
