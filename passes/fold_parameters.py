@@ -86,8 +86,21 @@ class FoldParameters:
                 declined[node.name] = Decline(node.name, reason, source(node))
 
     def _too_large(self, node: Node, constant: set[Node]) -> bool:
-        size = _bytes(node)
-        return size > self.small and size > self.max_growth * _freed(node, constant)
+        size, freed = _bytes(node), _freed(node, constant)
+        if size >= freed and any(_is_packed(leaf) for leaf in _leaves(node)):
+            return True
+        return size > self.small and size > self.max_growth * freed
+
+
+def _is_packed(leaf: Node) -> bool:
+    """Whether a tensor is a weight that is stored small on purpose."""
+    value = value_of(leaf)
+    return value is not None and value.dtype in _PACKED and value.numel() >= _WEIGHT
+
+
+_PACKED = (torch.float16, torch.bfloat16, torch.int8, torch.uint8)
+_WEIGHT = 1024
+"""Elements from which a tensor counts as a weight."""
 
 
 def _constant(program: Program, excluded: frozenset[str]) -> set[Node]:

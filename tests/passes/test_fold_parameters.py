@@ -14,8 +14,10 @@ from torch.nn.utils import parametrizations
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.graph.wellformed import well_formed
+from fxcompress.passes.change_floats import ChangeFloats
 from fxcompress.passes.fold_parameters import FoldParameters
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
+from fxcompress.passes.quantize_weights import QuantizeWeights
 from tests.passes.models import Apply, Case, Chain, assert_same_function, operators
 
 
@@ -209,3 +211,12 @@ def test_any_chain_computes_the_same_bits(steps: list[str]) -> None:
     outcome = FoldParameters().run(program)
     assert operators(outcome.program) == ["matmul.default"]
     assert_same_function(program, outcome.program, 0.0)
+
+
+@pytest.mark.parametrize("stage", [ChangeFloats("float16"), QuantizeWeights(4, unpack="load")])
+def test_weights_that_are_stored_small_stay_so(stage) -> None:
+    program = capture(Chain(a=nn.Linear(64, 64)).eval(), torch.randn(2, 64))
+    small = stage.run(program).program
+    outcome = FoldParameters().run(small)
+    assert outcome.program is small
+    assert "frees" in outcome.declined[0].reason
