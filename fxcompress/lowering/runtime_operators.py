@@ -83,7 +83,7 @@ def _onnx_matmul_nbits(  # noqa: PLR0913 - the operator's own arguments
     block: int,
     accuracy: int,
 ) -> Any:
-    """There is no schema in onnx of the runtime's operators, so the node is made by hand in the exporter's trace."""
+    """A node made by hand in the exporter's trace: onnx has no schema of the runtime's operators."""
     tracer = _core.current_tracer
     if tracer is None:
         raise LoweringError("matmul_nbits can be translated inside an export only")
