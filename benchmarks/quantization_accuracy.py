@@ -16,6 +16,8 @@ Exit code 1 when a goal is missed.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
 import logging
 import sys
@@ -132,9 +134,12 @@ def subjects(data: Path | None) -> list[Subject]:
 
 
 def _of_digits(
-    name: str, held: digits.Digits, train: Callable[[], nn.Module], build: Callable[[], nn.Module]
+    name: str, held: digits.Digits, train: Callable[[], nn.Module], build: type[nn.Module]
 ) -> Subject:
-    kept = Path(tempfile.gettempdir()) / f"fxcompress-accuracy-{name.replace(' ', '-')}.pt"
+    """A network as it was trained before, if by the same source file."""
+    recipe = Path(inspect.getfile(build)).read_bytes()
+    digest = hashlib.blake2b(recipe, digest_size=6).hexdigest()
+    kept = Path(tempfile.gettempdir()) / f"fxcompress-accuracy-{digest}.pt"
     model = build()
     if kept.is_file():
         model.load_state_dict(torch.load(kept, weights_only=True))
