@@ -59,11 +59,17 @@ def refuse_unbuilt_mode(request: Request) -> None:
     """Refuse options that a mode has no use for, before any work.
 
     Raises:
-        NotSupported: an option of static int8 with another mode.
+        NotSupported: an option of static int8 with another mode, or a mode that the target does not read.
     """
     options = request.quantize
     if options is None or options.mode not in _MAKERS:
         return
+    refused = request.target.refused.get(options.mode)
+    if refused is not None:
+        raise NotSupported(
+            f"{request.target.name} cannot run the mode {options.mode!r}: {refused}",
+            hint='use mode="int8" with calibration data',
+        )
     plain = Quantize()
     for name in _STATIC_ONLY:
         value = getattr(options, name)

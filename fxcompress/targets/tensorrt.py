@@ -64,6 +64,7 @@ def tensorrt() -> Target:
         fuses_addition=True,
         repeats_pairs=False,
         requantizes_freely=True,
+        refused={"int8-dynamic": "TensorRT reads no DynamicQuantizeLinear"},
         features=("int8 tensor cores",),
         evidence="developer guide, explicit quantization; files are checked against it, no GPU ran them",
     )

@@ -11,7 +11,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from fxcompress.errors import InputError, ProofError
+import fxcompress
+from fxcompress.errors import InputError, NotSupported, ProofError
 from fxcompress.lowering.lower import lower
 from fxcompress.ops.quantization import Kind
 from fxcompress.proof.structure import RULES, check_structure, structural_faults
@@ -286,3 +287,8 @@ def test_every_rule_is_broken_by_some_file():
 def test_a_description_that_cannot_be_is_refused(fields: dict[str, object], message: str):
     with pytest.raises(InputError, match=message):
         Target("mine", 8, {}, Kernel("MatMul"), **fields)
+
+
+def test_a_mode_that_the_runtime_does_not_read_is_refused_before_any_work():
+    with pytest.raises(NotSupported, match="tensorrt cannot run the mode 'int8-dynamic'"):
+        fxcompress.optimize(nn.Linear(4, 4), torch.randn(2, 4), quantize="int8-dynamic", target="tensorrt")
