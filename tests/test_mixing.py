@@ -57,6 +57,12 @@ def test_dearer_conversions_and_errors_make_other_cuts() -> None:
     assert len(found.found) <= MOST
 
 
+def test_the_fastest_cut_is_tried_however_little_it_promises() -> None:
+    found = _chosen(chain([(1.0, 1.9, 0.0), (40.0, 10.0, 0.0)], 0.01), ())
+    assert found.found[0].mixture.ms > 0.9 * found.full.ms
+    assert [set(mix.operators) for mix in found.found] == [{"v1"}]
+
+
 def test_equal_cuts_are_tried_once() -> None:
     found = _chosen(chain([(1.0, 30.0, 0.1), (40.0, 1.0, 0.0)], 0.01), ())
     assert [mix.name for mix in found.found] == ["int8 cut"]
