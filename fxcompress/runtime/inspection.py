@@ -24,7 +24,14 @@ import onnx
 from fxcompress.runtime.session import Model, open_session, read_proto
 
 _INTEGER_OPERATORS = frozenset(
-    {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits"}
+    {
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "MatMulNBits",
+    }
     | {"QAttention", "QGemm", "QOrderedMatMul", "QEmbedLayerNormalization", "QMoE", "NhwcMaxPool"}
 )
 _BRIDGES = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
