@@ -32,7 +32,8 @@ from fxcompress.runtime.timing import SLOWER, compare
 
 FLOAT, OURS = "float", "ours"
 LABELS = (FLOAT, OURS, *PEERS)
-SAMPLES = 4
+SAMPLES = 2
+"""Calibration samples of every quantizer: ranges and biases depend on them, times do not."""
 LONG = 0.5
 """Steps of `optimize` that take more seconds than this are listed."""
 PATIENCE = 12.0
