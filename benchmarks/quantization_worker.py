@@ -90,7 +90,8 @@ def make(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
             content = step()
             path.write_bytes(content)
         except Exception as error:  # noqa: BLE001 - what a quantizer cannot do is a finding
-            result["errors"][label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            said = (str(error).strip().splitlines() or [""])[0]
+            result["errors"][label] = f"{type(error).__name__}: {said[:200]}"
         result["seconds"][label] = time.perf_counter() - start
     return result
 
