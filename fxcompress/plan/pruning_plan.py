@@ -151,8 +151,12 @@ class PruningPlan:
             raise InputError(
                 f"{path.name} is not JSON: {error}", hint="write one with plan.save(path)"
             ) from error
-        if isinstance(data, dict) and isinstance(data.get("pruning"), dict):
+        if isinstance(data, dict) and "pruning" in data:
             data = data["pruning"]
+            if data is None:
+                raise InputError(
+                    f"{path.name} prunes nothing", hint="it is of a model that was handed out unpruned"
+                )
         if not isinstance(data, dict):
             raise InputError(f"{path.name} is not a pruning plan", hint="write one with plan.save(path)")
         try:
