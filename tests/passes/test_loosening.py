@@ -83,7 +83,6 @@ def test_what_is_split_by_width_is_left_as_it_is(name: str) -> None:
     ("name", "seed"),
     [
         ("vit_packed", 1),
-        ("hf_llama", 1),
         *(
             pytest.param(name, seed, marks=pytest.mark.slow)
             for name in ("vit_packed", "hf_llama", "hf_llama_eager", "hf_gpt2")

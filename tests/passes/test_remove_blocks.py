@@ -75,7 +75,7 @@ def test_removes_in_float64(build) -> None:
     assert str(program) == before
 
 
-@pytest.mark.parametrize("name", ["hf_gpt2", "preactivation_resnet"])
+@pytest.mark.parametrize("name", [pytest.param("hf_gpt2", marks=pytest.mark.slow), "preactivation_resnet"])
 def test_removes_every_block_alone(name: str) -> None:
     program = captured(name)
     blocks = residual_blocks(program)[0]

@@ -18,7 +18,7 @@ from fxcompress.targets.catalog import resolve
 from tests.architectures.architecture import Architecture
 from tests.architectures.catalog import CATALOG
 
-DEFAULT = {"resnet_basic", "mobilenet_hardswish"}
+DEFAULT = {"resnet_basic"}
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino", "portable"])
