@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.digits import CLASSES, Digits, shifted
+from benchmarks.digits_training import Training, fit
+from examples.digits import CLASSES, Digits
 
 OCTAVES = 4.0
 """Channels are scaled by up to 2^4, up and down: 256 between them, as in MobileNetV2."""
@@ -43,24 +44,10 @@ class DepthwiseNet(nn.Module):
         return self.head(F.adaptive_avg_pool2d(self.units(x), 1).flatten(1))
 
 
-def trained(data: Digits, *, epochs: int = 12, seed: int = 0) -> DepthwiseNet:
+def trained(data: Digits, *, seed: int = 0) -> DepthwiseNet:
     """The network in evaluation mode, some seconds of training later."""
     torch.manual_seed(seed)
-    order = torch.Generator().manual_seed(seed)
-    model = DepthwiseNet().train()
-    steps = epochs * (len(data.train.labels) // 64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
-    for _ in range(epochs):
-        parts = torch.randperm(len(data.train.labels), generator=order).split(64)
-        for part in (part for part in parts if len(part) == 64):
-            images = shifted(data.train.images[part], order, reach=2)
-            loss = F.cross_entropy(model(images), data.train.labels[part])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+    return fit(DepthwiseNet(), data, Training(epochs=12, rate=1e-2, reach=2), seed)
 
 
 @torch.no_grad()

@@ -154,16 +154,7 @@ def quantized(program: Program, options: Quantize, batches: Sequence[Tensor]) ->
     request = Request(
         recipe=recipe_of(None, options),
         calibration=batches,
-        evaluate=None,
-        max_drop=None,
-        objective="latency",
         target=resolve("onnxruntime"),
-        input_names=None,
-        output_names=None,
-        opset=None,
-        threads=1,
-        batch=1,
-        progress=None,
     )
     journal = Journal()
     deployed = journal.apply_all(request.recipe.after, program)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.digits import CLASSES, Digits, shifted
+from benchmarks.digits_training import Training, fit
+from examples.digits import CLASSES, Digits
 
 WIDTH, HEADS, PATCH = 32, 4, 4
 OUTLIERS, FACTOR = 3, 64.0
@@ -54,24 +55,10 @@ class TokenNet(nn.Module):
         return self.head(self.norm(self.blocks(tokens)).mean(1))
 
 
-def trained(data: Digits, *, epochs: int = 15, seed: int = 0) -> TokenNet:
+def trained(data: Digits, *, seed: int = 0) -> TokenNet:
     """The network in evaluation mode, some seconds of training later."""
     torch.manual_seed(seed)
-    order = torch.Generator().manual_seed(seed)
-    model = TokenNet().train()
-    steps = epochs * (len(data.train.labels) // 64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    for _ in range(epochs):
-        parts = torch.randperm(len(data.train.labels), generator=order).split(64)
-        for part in (part for part in parts if len(part) == 64):
-            images = shifted(data.train.images[part], order, reach=1)
-            loss = F.cross_entropy(model(images), data.train.labels[part])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+    return fit(TokenNet(), data, Training(epochs=15, rate=4e-3, reach=1), seed)
 
 
 @torch.no_grad()

@@ -38,16 +38,7 @@ def request(calibration: Any, compensate: bool | None = None) -> Request:
     return Request(
         recipe=recipe_of(Prune(0.5, block=1, compensate=compensate), None),
         calibration=calibration,
-        evaluate=None,
-        max_drop=None,
-        objective="latency",
         target=resolve("onnxruntime"),
-        input_names=None,
-        output_names=None,
-        opset=None,
-        threads=1,
-        batch=1,
-        progress=None,
     )
 
 

@@ -55,16 +55,7 @@ def request_of(batches: list[Tensor], **options: Any) -> Request:
     return Request(
         recipe=recipe_of(None, Quantize(precision="full", **options)),
         calibration=batches,
-        evaluate=None,
-        max_drop=None,
-        objective="latency",
         target=resolve("onnxruntime"),
-        input_names=None,
-        output_names=None,
-        opset=None,
-        threads=1,
-        batch=1,
-        progress=None,
     )
 
 

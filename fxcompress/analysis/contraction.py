@@ -134,7 +134,7 @@ def form(node: Node) -> Form | str | None:
         return "it contracts more than two factors at once"
     weight = operands[0].node
     if weight.op != "get_attr":
-        return "its weight is computed, not stored" if _computed(weight) else None
+        return "its weight is computed, not stored" if not walk.depends_on_input(weight) else None
     bound = arguments(node)
     if node.target is aten.linear.default:
         return Product(bound["input"], weight, bound["bias"])
@@ -143,19 +143,6 @@ def form(node: Node) -> Form | str | None:
     if "stride" in bound:
         return _convolution(node, bound)
     return f"{node.target} is not read as a product with a stored matrix"
-
-
-def _computed(node: Node) -> bool:
-    """Whether a value depends on stored tensors alone: no way leads from it back to an input."""
-    open_ends, seen = [node], {node}
-    while open_ends:
-        found = open_ends.pop()
-        if found.op == "placeholder":
-            return False
-        new = [source for source in found.all_input_nodes if source not in seen]
-        seen.update(new)
-        open_ends.extend(new)
-    return True
 
 
 def _product(node: Node, argument: str, bound: dict[str, Any]) -> Form | str:

@@ -31,22 +31,22 @@ Model = nn.Module | ExportedProgram | Program | str | os.PathLike[str]
 OBJECTIVES = ("latency", "size")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What was asked for. `optimize` documents the fields; the recipe holds `prune` and `quantize` too."""
 
     recipe: Recipe
-    calibration: Iterable[Any] | None
-    evaluate: Callable[[ModelCall], float] | None
-    max_drop: float | None
-    objective: str
     target: Target
-    input_names: Sequence[str] | None
-    output_names: Sequence[str] | None
-    opset: int | None
-    threads: int
-    batch: int
-    progress: Progress | None
+    calibration: Iterable[Any] | None = None
+    evaluate: Callable[[ModelCall], float] | None = None
+    max_drop: float | None = None
+    objective: str = "latency"
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    opset: int | None = None
+    threads: int = 1
+    batch: int = 1
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         if self.quantize is not None and self.quantize.needs_calibration and self.calibration is None:

@@ -139,6 +139,19 @@ def module_path(node: fx.Node) -> str:
     return _path(list(stack.values())[-1][0]) if stack else ""
 
 
+def depends_on_input(node: fx.Node) -> bool:
+    """Whether some way leads from a value back to an input; else it is stored, or computed once."""
+    seen, queue = {node}, [node]
+    while queue:
+        found = queue.pop()
+        if found.op == "placeholder":
+            return True
+        fresh = [source for source in found.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        queue.extend(fresh)
+    return False
+
+
 def module_types(program: Holder) -> dict[str, str]:
     """By path of every module that made a node, its type as `package.module.Name`; `""` is the model."""
     stacks = (node.meta.get("nn_module_stack") or {} for node in program.module.graph.nodes)

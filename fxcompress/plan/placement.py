@@ -339,20 +339,9 @@ def is_contraction(node: fx.Node) -> bool:
     if row is None or row.kind not in CONTRACTIONS:
         return False
     weight = operand(node, row.weight)
-    return not (row.kind is Kind.LINEAR and row.bias is None and weight is not None and _varies(weight))
-
-
-def _varies(weight: fx.Node) -> bool:
-    """Whether a factor of a matrix product depends on an input."""
-    seen, queue = {weight}, [weight]
-    while queue:
-        node = queue.pop()
-        if node.op == "placeholder":
-            return True
-        fresh = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        queue.extend(fresh)
-    return False
+    return not (
+        row.kind is Kind.LINEAR and row.bias is None and weight is not None and walk.depends_on_input(weight)
+    )
 
 
 def tensors_of(node: fx.Node) -> list[fx.Node]:
