@@ -22,6 +22,7 @@ from fxcompress.ops.arguments import arguments
 from fxcompress.ops.dimensions.layout import bounds, rolled, split_place
 from fxcompress.ops.dimensions.normalisation import reduced_places
 from fxcompress.ops.dimensions.space import Space
+from fxcompress.ops.families import CONVOLUTIONS, TRANSPOSED
 
 aten = torch.ops.aten
 
@@ -232,6 +233,14 @@ def _narrow(resizing: Resizing, node: Node) -> Change | None:
     return Change({"start": resizing.after(before), "length": resizing.after(inside)})
 
 
+def _repeat_interleave(resizing: Resizing, node: Node) -> Change | None:
+    """The size of the result may be given beforehand, to save counting it."""
+    bound = arguments(node)
+    if bound.get("output_size") is None or bound.get("dim") is None:
+        return None
+    return Change({"output_size": resizing.size(bound["output_size"], resizing.space.of(node)[bound["dim"]])})
+
+
 def _pad(resizing: Resizing, node: Node) -> Change | None:
     """Padding laid around a dimension shrinks with it; the amounts are listed from the last dimension."""
     bound = arguments(node)
@@ -266,18 +275,7 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_squeeze, (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)),
     (
         _groups,
-        (
-            aten.conv1d.default,
-            aten.conv1d.padding,
-            aten.conv2d.default,
-            aten.conv2d.padding,
-            aten.conv3d.default,
-            aten.conv3d.padding,
-            aten.convolution.default,
-            aten.conv_transpose1d.default,
-            aten.conv_transpose2d.input,
-            aten.conv_transpose3d.input,
-        ),
+        (*CONVOLUTIONS, aten.convolution.default, *TRANSPOSED),
     ),
     (_shuffled_groups, (aten.channel_shuffle.default, aten.native_channel_shuffle.default)),
     (_group_norm, (aten.group_norm.default, aten.native_group_norm.default)),
@@ -307,6 +305,7 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_roll, (aten.roll.default,)),
     (_narrow, (aten.narrow.default,)),
     (_pad, (aten.pad.default, aten.constant_pad_nd.default)),
+    (_repeat_interleave, (aten.repeat_interleave.self_int,)),
 )
 
 RESIZES: dict[Any, Row] = {target: row for row, targets in _ROWS for target in targets}

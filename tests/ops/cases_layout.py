@@ -312,6 +312,13 @@ def repeat_interleave(net: Net) -> fx.Node:
     return net.read(net(aten.conv1d.default, net(aten.tanh.default, x), net.parameter(5, 18, 1)))
 
 
+@case(6, 5)
+def repeat_interleave_to_a_given_size(net: Net) -> fx.Node:
+    """The size of the result, given beforehand, follows (Mamba2)."""
+    x = net(aten.repeat_interleave.self_int, net.channels(6, 2), 3, 1, output_size=18)
+    return net.read(net(aten.conv1d.default, net(aten.tanh.default, x), net.parameter(5, 18, 1)))
+
+
 @case(3, 2)
 def pixel_shuffle(net: Net) -> fx.Node:
     """Blocks of four channels become pixels; the blocks go whole."""
