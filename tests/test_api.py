@@ -468,10 +468,8 @@ def test_proofs_use_few_samples(program: Program) -> None:
 def test_the_report_is_of_what_pruning_works_on() -> None:
     """A packed projection is split before pruning: its parts have names in the user's tensor."""
     program = captured("vit_packed")
-    asked = flow.Request(
-        stages(fxcompress.Prune(0.3, block=1), None, None), None, None, None, "latency",
-        resolve("onnxruntime"), None, None, None, 1, 1, None,
-    )  # fmt: skip
+    recipe = stages(fxcompress.Prune(0.3, block=1), None, None)
+    asked = flow.Request(recipe=recipe, target=resolve("onnxruntime"))
     part = "blocks.0.attention.qkv.weight[0][128:192]:1"
     made = compress.compress(asked, program, Journal())
     assert made.pruning is not None
