@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 FLOAT, OURS, STATIC, NNCF = "float", "ours", "quantize_static", "nncf"
 GEOMEAN = 1.15
 """How much faster than `quantize_static` ours has to be in geometric mean."""
-
-_CPU = Path("/proc/cpuinfo")
-_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "asimddp", "i8mm")
 
 _HOW = """# INT8 that never loses
 
@@ -40,7 +34,7 @@ Rows = Mapping[str, Row]
 
 def page(rows: Rows) -> str:
     """Markdown: how it was measured, on what, the sums and one table per number of threads."""
-    lines = [_HOW, f"Machine: {machine()}. {versions()}.", ""]
+    lines = [_HOW, *_measured_with(rows), ""]
     for threads in sorted({row["threads"] for row in rows.values()}):
         lines += [f"## {threads} thread{'s' if threads > 1 else ''}", ""]
         lines += [f"- {sentence}" for sentence in sentences(rows, threads)]
@@ -48,20 +42,11 @@ def page(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """What of the CPU matters: its name and the instructions that kernels are chosen by."""
-    if not _CPU.is_file():
-        return platform.machine()
-    fields = dict(line.split(":", 1) for line in _CPU.read_text().splitlines() if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = set(named.get("flags", named.get("Features", "")).split())
-    return f"{named.get('model name', platform.machine())} ({', '.join(f for f in _TELLING if f in flags)})"
-
-
-def versions() -> str:
-    """What was compared."""
-    packages = ("torch", "onnxruntime", "nncf", "openvino", "transformers")
-    return ", ".join(f"{package} {version(package)}" for package in packages)
+def _measured_with(rows: Rows) -> list[str]:
+    """A line per machine and set of versions; one, unless rows of several runs were kept."""
+    return [
+        f"Machine: {said}." for said in sorted({row["made"].get("with", "unknown") for row in rows.values()})
+    ]
 
 
 def sentences(rows: Rows, threads: int) -> list[str]:

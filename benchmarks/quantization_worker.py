@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ LONG = 0.5
 PATIENCE = 12.0
 """Soft bound in seconds on one alternated run; it lowers the calls per round, never the rounds."""
 
+_CPU = Path("/proc/cpuinfo")
+_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "asimddp", "i8mm")
 _CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "thread": time.thread_time}
 
 
@@ -72,7 +76,7 @@ def make(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     model, example = subject.model(), subject.batch(1)
     exported = torch.export.export(model, *_call(example))
     program = fxcompress.capture(exported)
-    result: dict[str, Any] = {"seconds": {}, "errors": {}}
+    result: dict[str, Any] = {"seconds": {}, "errors": {}, "with": f"{_machine()}; {_versions()}"}
     names = list(program.signature.inputs)
     steps: dict[str, Callable[[], bytes]] = {
         FLOAT: lambda: lower(program).SerializeToString(),
@@ -94,6 +98,22 @@ def make(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
             result["errors"][label] = f"{type(error).__name__}: {said[:200]}"
         result["seconds"][label] = time.perf_counter() - start
     return result
+
+
+def _machine() -> str:
+    """What of the CPU matters: its name and the instructions that kernels are chosen by."""
+    if not _CPU.is_file():
+        return platform.machine()
+    fields = dict(line.split(":", 1) for line in _CPU.read_text().splitlines() if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = set(named.get("flags", named.get("Features", "")).split())
+    return f"{named.get('model name', platform.machine())} ({', '.join(f for f in _TELLING if f in flags)})"
+
+
+def _versions() -> str:
+    """What was compared."""
+    packages = ("torch", "onnxruntime", "nncf", "openvino", "transformers")
+    return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
 def _call(example: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import annotate, erase, reinfer, replace_uses, set_arg, set_call, tidy
+from fxcompress.graph.edit import annotate, erase, replace_uses, set_arg, set_call
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source, value, varies
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.remove_identities import separates_outputs
 from fxcompress.passes.shape_facts import operand, same_sizes, value_of
 
@@ -90,11 +90,7 @@ class CancelLayout:
         declined: dict[str, Decline] = {}
         while steps := list(_round(edited, declined)):
             changed += steps
-        if not changed:
-            return Outcome(program, (), tuple(declined.values()))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined.values()))
+        return outcome(program, edited, changed, declined.values())
 
 
 def _round(program: Program, declined: dict[str, Decline]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Fit, Moments, best_fit
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, worse
 from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.sparsity import STATEMENT
@@ -121,20 +121,13 @@ class Compensate:
         run.finish()
         after = run.output_error()
         if not changed or not after < before:
-            declined.append(Decline("the outputs", _worse(before, after)))
+            declined.append(Decline("the outputs", worse("compensation", before, after)))
             return Compensated(program, (), tuple(declined), before, before, *counts)
         edit.reinfer(edited)
         return Compensated(edited, tuple(changed), tuple(declined), before, after, *counts)
 
 
 _NO_GAIN = "no correction brings it closer to the original on samples that no fit saw"
-
-
-def _worse(before: float, after: float) -> str:
-    return (
-        f"compensation is left out: on samples that no fit saw, the squared error of the outputs would go "
-        f"from {before:.3g} of their variance to {after:.3g}"
-    )
 
 
 def _refit(run: SideBySide, site: Site, *, masked: bool) -> str | None:

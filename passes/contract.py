@@ -6,9 +6,11 @@ and which sites it declined, with the reason: a refusal is data that a user can 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from fxcompress.graph import edit
 from fxcompress.graph.program import Program
 
 
@@ -38,6 +40,28 @@ class Outcome:
     program: Program
     changed: tuple[str, ...]
     declined: tuple[Decline, ...] = ()
+
+
+def outcome(
+    program: Program, edited: Program, changed: Iterable[str], declined: Iterable[Decline] = ()
+) -> Outcome:
+    """What a pass returns: the copy that it edited, tidied and inferred again, or the program it was given
+    where nothing changed.
+    """
+    lines, left = tuple(changed), tuple(declined)
+    if not lines:
+        return Outcome(program, (), left)
+    edit.tidy(edited)
+    edit.reinfer(edited)
+    return Outcome(edited, lines, left)
+
+
+def worse(what: str, before: float, after: float) -> str:
+    """Why a correction that was fitted is not kept; both errors as a share of the outputs' variance."""
+    return (
+        f"{what} is left out: on samples that no fit saw, the squared error of the outputs would go "
+        f"from {before:.3g} of their variance to {after:.3g}"
+    )
 
 
 class Pass(Protocol):

@@ -18,12 +18,12 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import add_tensor, reinfer, set_call, tidy
+from fxcompress.graph.edit import add_tensor, set_call
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source
 from fxcompress.numerics.folding import batch_norm_as_affine
 from fxcompress.passes.affine_sites import detached, is_stored
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.fuse_batch_norm import NORM_TENSORS
 from fxcompress.passes.shape_facts import operand, value_of
 
@@ -50,11 +50,7 @@ class ConvolveNorms:
                 continue
             _convolve(edited, node)
             changed.append(f"{node.name} is a depthwise convolution")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _obstacle(program: Program, norm: Node) -> str | None:

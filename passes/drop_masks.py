@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import reinfer, set_argument, tidy
+from fxcompress.graph.edit import set_argument
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, tensor
 from fxcompress.passes.affine_sites import LAYOUTS, is_stored
-from fxcompress.passes.contract import Outcome
+from fxcompress.passes.contract import Outcome, outcome
 from fxcompress.passes.shape_facts import operand
 
 aten = torch.ops.aten
@@ -49,11 +49,7 @@ class DropMasks:
                 continue
             set_argument(node, "attn_mask", None)
             changed.append(f"{mask.name} hides nothing from {node.name}")
-        if not changed:
-            return Outcome(program, ())
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed))
+        return outcome(program, edited, changed)
 
 
 def _hides_nothing(program: Program, mask: Node) -> bool:

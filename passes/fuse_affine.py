@@ -21,14 +21,14 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, replace_uses, tidy
+from fxcompress.graph.edit import erase, replace_uses
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source, value
 from fxcompress.numerics import kernel_blocks
 from fxcompress.numerics.folding import ChannelAffine, fold_bias
 from fxcompress.passes import affine_sites as sites
 from fxcompress.passes.channel_maps import ChannelMap, channel_map, is_normalised
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 
 aten = torch.ops.aten
 
@@ -55,11 +55,7 @@ class FuseAffine:
         declined = tuple(
             Decline(node.name, "; ".join(dict.fromkeys(said)), source(node)) for node, said in reasons.items()
         )
-        if not changed:
-            return Outcome(program, (), declined)
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), declined)
+        return outcome(program, edited, changed, declined)
 
 
 def _try(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, replace_uses, tidy
+from fxcompress.graph.edit import erase, replace_uses
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source, value
 from fxcompress.numerics.folding import batch_norm_as_affine, fold_bias
@@ -37,7 +37,7 @@ from fxcompress.passes.affine_sites import (
     weight_obstacle,
     weight_of,
 )
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.shape_facts import operand
 
 aten = torch.ops.aten
@@ -85,11 +85,7 @@ class FuseBatchNorm:
                 continue
             _fold(edited, found)
             changed.append(f"{found.norm.name} into {found.affine.name}")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _site(norm: Node) -> Site | str:

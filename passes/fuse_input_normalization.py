@@ -19,13 +19,13 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import annotate, call_before, reinfer, replace_uses, set_arg, set_argument, tidy
+from fxcompress.graph.edit import annotate, call_before, replace_uses, set_arg, set_argument
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import source
 from fxcompress.numerics.folding import ChannelAffine
 from fxcompress.passes import affine_sites as sites
 from fxcompress.passes.channel_maps import ChannelMap, channel_map, compose
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.fuse_affine import behind, channels_of, fold_into_inputs, takes_shift
 
 aten = torch.ops.aten
@@ -56,11 +56,7 @@ class FuseInputNormalization:
                 continue
             _fold(edited, chain, site, pad)
             changed.append(f"{', '.join(link.node.name for link in chain)} into {site.name}")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _is_input(node: Node) -> bool:

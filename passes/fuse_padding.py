@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, set_arg, set_argument, tidy
+from fxcompress.graph.edit import erase, set_arg, set_argument
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, consumers, source
 from fxcompress.passes import affine_sites as sites
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.shape_facts import operand
 
 aten = torch.ops.aten
@@ -59,11 +59,7 @@ class FusePadding:
                 _take(reader, sites.required(node), around)
             erase(node)
             changed.append(f"{node.name} into {', '.join(reader.name for reader in readers)}")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _around(pad: Node) -> tuple[int, ...] | str:

@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import add_tensor, reinfer, set_call, tidy
+from fxcompress.graph.edit import add_tensor, set_call
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source
 from fxcompress.passes.cancel_layout import RESHAPES
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.shape_facts import operand, same_size, same_sizes, value_of
 
 aten = torch.ops.aten
@@ -52,11 +52,7 @@ class GatherShuffles:
                 orders[groups, channels] = add_tensor(edited, f"shuffle_{groups}_of_{channels}", order)
             set_call(node, aten.index_select.default, (given, 1, orders[groups, channels]))
             changed.append(f"{node.name} selects {channels} channels in the order of {groups} groups")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _shuffle(node: Node) -> tuple[Node, int, int] | str | None:

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, replace_uses, set_argument, tidy
+from fxcompress.graph.edit import erase, replace_uses, set_argument
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, hint_shape, source, value
 from fxcompress.numerics import kernel_blocks
 from fxcompress.passes import affine_sites as sites
 from fxcompress.passes.channel_maps import channel_map
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.shape_facts import operand, same_sizes
 
 aten = torch.ops.aten
@@ -70,11 +70,7 @@ class MergeBranches:
             kept, other = pair
             _merge(edited, node, kept, other)
             changed.append(f"{other.node.name} into {kept.node.name}")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _pair(program: Program, node: Node) -> tuple[Branch, Branch] | str | None:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, set_arg, set_argument, tidy
+from fxcompress.graph.edit import erase, set_arg, set_argument
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, hint_shape, source, value
 from fxcompress.numerics import kernel_blocks
 from fxcompress.passes import affine_sites as sites
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 
 aten = torch.ops.aten
 
@@ -50,11 +50,7 @@ class MergeLinears:
                 continue
             changed.append(f"{first.name} and {second.name}")
             _merge(edited, first, second)
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _first(second: Node) -> Node | None:

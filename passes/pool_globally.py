@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import reinfer, set_call, tidy
+from fxcompress.graph.edit import set_call
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.shape_facts import operand, value_of
 
 aten = torch.ops.aten
@@ -44,11 +44,7 @@ class PoolGlobally:
                 continue
             set_call(node, aten.adaptive_avg_pool2d.default, (operand(node), [1, 1]))
             changed.append(f"{node.name} is global")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _obstacle(node: Node) -> str | None:

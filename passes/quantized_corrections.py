@@ -21,7 +21,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Fit, Moments
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, worse
 
 MEMORY = 512 * 2**20
 """Bytes of activations that may be held; samples beyond that are not read."""
@@ -101,20 +101,13 @@ def corrected(data: Data, program: Program, fix: Fix, *, inputs: bool) -> Correc
     run.finish()
     after = run.output_error()
     if not changed or not after < before:
-        declined.append(Decline("the outputs", _worse(before, after)))
+        declined.append(Decline("the outputs", worse("the correction", before, after)))
         return Corrected(program, (), tuple(declined), before, before, *counts)
     edit.reinfer(edited)
     return Corrected(edited, tuple(changed), tuple(declined), before, after, *counts)
 
 
 _ONE_SAMPLE = "all calibration data is one sample (or one static batch): nothing is left to judge by"
-
-
-def _worse(before: float, after: float) -> str:
-    return (
-        f"the correction is left out: on samples that no fit saw, the squared error of the outputs would go "
-        f"from {before:.3g} of their variance to {after:.3g}"
-    )
 
 
 def _require_finite(site: QuantizedSite, fitted: Moments, judged: Moments) -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxcompress.analysis.residual import residual_blocks, terms
-from fxcompress.graph.edit import reinfer, replace_uses, tidy
+from fxcompress.graph.edit import replace_uses
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import output_values
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.plan.depth import DepthPlan
 
 
@@ -49,8 +49,4 @@ class RemoveBlocks:
             where = block.module or "the model"
             changed.append(f"{name} is {kept.name}: {len(block.nodes)} operators of {where}")
             replace_uses(nodes[name], kept)
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, replace_uses, tidy
+from fxcompress.graph.edit import erase, replace_uses
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import source
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.fold_parameters import is_pure
 
 aten = torch.ops.aten
@@ -48,11 +48,7 @@ class RemoveDuplicates:
             replace_uses(node, first)
             erase(node)
             changed.append(f"{node.name} is {first.name}")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def _repeatable(node: Node) -> bool:

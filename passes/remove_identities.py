@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from fxcompress.graph.edit import erase, reinfer, replace_uses, tidy
+from fxcompress.graph.edit import erase, replace_uses
 from fxcompress.graph.program import Program
 from fxcompress.graph.walk import argument, source
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, outcome
 from fxcompress.passes.shape_facts import same_sizes, value_of
 
 aten = torch.ops.aten
@@ -101,11 +101,7 @@ class RemoveIdentities:
             replace_uses(node, original)
             erase(node)
             changed.append(f"{node.name} is {original.name}")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        tidy(edited)
-        reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        return outcome(program, edited, changed, declined)
 
 
 def returned(node: Node) -> Node | None:

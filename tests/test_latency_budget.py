@@ -82,13 +82,8 @@ def removal(**options: Any) -> latency.Removal:
     """Planning alone: what `optimize` does between analysis and pruning."""
     prune = Prune(**options)
     request = Request(
-        **dict.fromkeys(("calibration", "evaluate", "max_drop", "opset", "progress")),
-        **dict.fromkeys(("input_names", "output_names")),
         recipe=recipe_of(prune, None),
-        objective="latency",
         target=resolve("onnxruntime"),
-        threads=1,
-        batch=1,
     )
     return latency.plan_removal(request, prune, program(), analyse(program()), None, Journal())
 

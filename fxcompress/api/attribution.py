@@ -50,15 +50,7 @@ def attribution(
     request = Request(
         recipe=recipe_of(None, Quantize(precision="full")),
         calibration=calibration,
-        evaluate=None,
-        max_drop=None,
-        objective="latency",
         target=resolve(target),
-        input_names=None,
-        output_names=None,
-        opset=None,
-        threads=1,
-        batch=1,
         progress=progress,
     )
     journal = Journal(progress)

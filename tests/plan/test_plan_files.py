@@ -106,7 +106,7 @@ def test_a_plan_from_before_rewrites_loads() -> None:
     [
         ("{", "plan.json is not JSON"),
         ("[1, 2]", "plan.json is not a pruning plan"),
-        ('{"pruning": null}', "not a pruning plan"),
+        ('{"pruning": null}', "plan.json prunes nothing"),
         ('{"channels": {"a": [0]}}', "not a pruning plan"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "plan.json is not JSON"),
     ],
