@@ -44,17 +44,22 @@ class QuantizeDynamically:
         exclude: shell patterns of node names, parameter names or module paths that stay in float.
         smallest: elements that a weight must have.
         limit: the largest magnitude of a stored weight; 64 where sums of products would saturate.
+        tables: large lookup tables will have integers of their own (`QuantizeTables`), so that a product may
+            share one.
     """
 
     name: ClassVar[str] = "quantize-dynamically"
     exclude: tuple[str, ...] = ()
     smallest: int = SMALLEST
     limit: int = 127
+    tables: bool = False
 
     def run(self, program: Program) -> Outcome:
         """Return the program with run-time quantization at every product that can have it."""
         copy = program.copy()
-        products, left = stored_products(copy, NO_CONVOLUTION, self.exclude, self.smallest)
+        products, left = stored_products(
+            copy, NO_CONVOLUTION, self.exclude, self.smallest, tables=self.tables
+        )
         declined = tuple(Decline(item.node, item.reason, item.source) for item in left)
         if not products:
             return Outcome(program, (), declined)

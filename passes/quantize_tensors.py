@@ -34,6 +34,7 @@ from fxcompress.ops.quantization import GATES, Kind, activations, role
 from fxcompress.passes.contract import Decline, Outcome
 from fxcompress.plan.quantization import gate_name
 from fxcompress.plan.quantization_plan import ActivationScheme, BiasScheme, QuantizationPlan, WeightScheme
+from fxcompress.plan.tables import lookups
 
 aten = torch.ops.aten
 integers = torch.ops.quantized_decomposed
@@ -104,7 +105,7 @@ class _Edits:
             values = walk.tensor(self.program, node)
             whole = _quantized(values, scheme)
             real = self._dequantize(f"{name}_int8", f"{name}_scale", whole, scheme.scales, scheme.axis, node)
-            edit.replace_uses(node, real)
+            edit.replace_uses(node, real, only=node.users.keys() - lookups(node))
             self.changed.append(f"{name} stored as int8, {len(scheme.scales)} scales")
 
     def biases(self) -> None:

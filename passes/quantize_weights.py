@@ -66,6 +66,8 @@ class QuantizeWeights:
         unpack: where integers become floats: inside every product that runs, or once, at load.
         exclude: shell patterns of node names, parameter names or module paths that stay in float.
         smallest: elements that a weight must have.
+        tables: large lookup tables will have integers of their own (`QuantizeTables`), so that a product may
+            share one.
         calibration: batches of typical inputs for GPTQ; None rounds to the nearest.
         rounded: what `round` returned, if it was called before.
 
@@ -80,6 +82,7 @@ class QuantizeWeights:
     unpack: str = "run"
     exclude: tuple[str, ...] = ()
     smallest: int = SMALLEST
+    tables: bool = False
     calibration: Iterable[Any] | None = field(default=None, repr=False, compare=False)
     rounded: Mapping[str, Rounded] | None = field(default=None, repr=False, compare=False)
 
@@ -134,7 +137,7 @@ class QuantizeWeights:
 
     def _sites(self, program: Program) -> tuple[list[StoredProduct], list[Declined]]:
         """The products that divide into blocks, and the others."""
-        products, left = stored_products(program, NO_BLOCKS, self.exclude, self.smallest)
+        products, left = stored_products(program, NO_BLOCKS, self.exclude, self.smallest, tables=self.tables)
         fits = []
         for product in products:
             inner = walk.hint_shape(product.source)[-1]

@@ -1,5 +1,5 @@
 """What makes a float program easier to quantize, before its ranges are measured, and a quantized one better
-after.
+and smaller after.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from typing import Any
 
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
+from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.passes.correct_biases import CorrectBiases
 from fxcompress.passes.equalize_channels import EqualizeChannels
 from fxcompress.passes.migrate_scales import MigrateScales
+from fxcompress.passes.quantize_tables import QuantizeTables, Tabled
 from fxcompress.passes.quantized_corrections import Corrected
 from fxcompress.passes.round_adaptively import RoundAdaptively
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization_plan import Quantize
+from fxcompress.plan.tables import lookups
 
 
 def prepare(request: Request, deployed: Program, calibration: Iterable[Any], journal: Journal) -> Program:
@@ -38,11 +41,21 @@ def prepare(request: Request, deployed: Program, calibration: Iterable[Any], jou
 def refine(
     request: Request, prepared: Program, variant: Variant, calibration: Iterable[Any], journal: Journal
 ) -> Variant:
-    """A variant of the prepared program with smaller errors and the same operators in int8.
+    """A variant of the prepared program with smaller errors, the same operators in int8 and small tables.
 
-    Only stored integers change, and only where that brings the outputs closer on samples that chose nothing.
+    Stored integers change only where that brings the outputs closer on samples that chose nothing.
     `calibration` can be read any number of times.
     """
+    better = _corrected(request, prepared, variant, calibration, journal)
+    made = with_tables(request, better.program, journal)
+    if not made.changed or better.plan is None:
+        return better
+    return replace(better, program=made.program, plan=better.plan.with_lookups(made.lookups))
+
+
+def _corrected(
+    request: Request, prepared: Program, variant: Variant, calibration: Iterable[Any], journal: Journal
+) -> Variant:
     options = request.quantize or Quantize()
     biases = options.correct_bias is not False
     if options.rounding == "adaptive":
@@ -55,6 +68,16 @@ def refine(
     if outcome.program is variant.program or not isinstance(outcome, Corrected):
         return variant
     return replace(variant, program=outcome.program, notes=(*variant.notes, _finding(outcome)))
+
+
+def with_tables(request: Request, program: Program, journal: Journal) -> Tabled:
+    """A quantized program with its large tables in integers too, where the target looks rows of those up."""
+    options = request.quantize or Quantize()
+    if not request.target.integer_tables or not any(lookups(node) for node in walk.tensor_nodes(program)):
+        return Tabled(program, ())
+    made = journal.outcome(QuantizeTables(options.exclude), program)
+    assert isinstance(made, Tabled)
+    return made
 
 
 def _finding(outcome: Corrected) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 import torch
 
+from fxcompress.api.preparing import with_tables
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.errors import NotSupported
@@ -26,6 +27,7 @@ from fxcompress.ops.quantization import Kind, role
 from fxcompress.passes.change_floats import TYPES, ChangeFloats, overflow
 from fxcompress.passes.contract import Outcome
 from fxcompress.passes.quantize_dynamically import QuantizeDynamically
+from fxcompress.passes.quantize_tables import Tabled
 from fxcompress.passes.quantize_weights import QuantizeWeights
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization_plan import Declined, QuantizationPlan, Quantize
@@ -101,9 +103,13 @@ def _dynamic(
     calibration: Iterable[Any] | None,  # noqa: ARG001 - ranges are found at run time
     journal: Journal,
 ) -> Iterator[Variant]:
-    stage = QuantizeDynamically(options.exclude, _smallest(options), request.target.weight_limit)
+    target = request.target
+    stage = QuantizeDynamically(
+        options.exclude, _smallest(options), target.weight_limit, target.integer_tables
+    )
     outcome = journal.outcome(stage, deployed)
     if outcome.changed:
+        outcome = _tabled(request, outcome, journal)
         plan = _plan(request, options, deployed, outcome, "DynamicQuantizeMatMul")
         yield Variant(options.mode, outcome.program, plan, (), partial(_prove_products, deployed, outcome))
 
@@ -123,6 +129,7 @@ def _in_blocks(
         block_size=options.block_size,
         exclude=options.exclude,
         smallest=_smallest(options),
+        tables=request.target.integer_tables,
         calibration=calibration,
     )
     with journal.step("round-weights"):
@@ -133,10 +140,11 @@ def _in_blocks(
     if MICROSOFT in request.target.domains:
         for activations, suffix, notes in (("float", "", ()), ("int8", ", rounded inputs", (ROUNDED,))):
             outcome = journal.outcome(replace(stage, activations=activations), deployed)
+            outcome = _tabled(request, outcome, journal)
             plan = _plan(request, options, deployed, outcome, "MatMulNBits")
             prove = partial(_prove_products, deployed, outcome)
             yield Variant(f"{options.mode}{suffix}", outcome.program, plan, notes, prove)
-    outcome = journal.outcome(replace(stage, unpack="load"), deployed)
+    outcome = _tabled(request, journal.outcome(replace(stage, unpack="load"), deployed), journal)
     plan = _plan(request, options, deployed, outcome, "")
     name = f"{options.mode}, unpacked at load"
     yield Variant(name, outcome.program, plan, (AT_LOAD,), partial(_prove_stored, outcome))
@@ -209,12 +217,19 @@ _MAKERS: Mapping[str, Maker] = {
 }
 
 
+def _tabled(request: Request, outcome: Outcome, journal: Journal) -> Tabled:
+    """What a mode made, with large tables in integers too."""
+    made = with_tables(request, outcome.program, journal)
+    changed = (*outcome.changed, *made.changed)
+    return Tabled(made.program, changed, outcome.declined, made.lookups)
+
+
 def _smallest(options: Quantize) -> int:
     return 0 if options.precision == "full" else SMALLEST
 
 
 def _plan(
-    request: Request, options: Quantize, deployed: Program, outcome: Outcome, kernel: str
+    request: Request, options: Quantize, deployed: Program, outcome: Tabled, kernel: str
 ) -> QuantizationPlan:
     """What the pass did, as a plan: it takes every product that it does not decline."""
     declined = {item.site for item in outcome.declined}
@@ -223,12 +238,13 @@ def _plan(
         for node in deployed.graph.nodes
         if (row := role(node)) is not None and row.kind is Kind.LINEAR and node.name not in declined
     ]
-    return QuantizationPlan(
+    plan = QuantizationPlan(
         target=request.target.name,
         kernels=dict.fromkeys(products, kernel),
         declined=tuple(Declined(item.site, item.reason, item.source) for item in outcome.declined),
         mode=options.mode,
     )
+    return plan.with_lookups(outcome.lookups)
 
 
 def _prove_products(

@@ -3,8 +3,8 @@
 The rules, in the order they are applied:
 
 1. A *contraction* (convolution, linear) with a stored weight that the target has a kernel for runs in int8,
-   and wants its input quantized. All readers of its weight must run in int8 and agree on the axis; else all
-   are declined.
+   and wants its input quantized. All readers of its weight must run in int8 and agree on the axis (or look
+   rows up in a table that will have integers of its own); else all are declined.
 2. In graph order, an operator with an integer kernel that only combines numbers (addition, pooling,
    concatenation) runs in int8 where that leaves fewer elements to convert between float and integers, around
    it, than running it in float would; layout runs on integers where it reads them. This looks at one operator
@@ -33,6 +33,7 @@ from fxcompress.graph.program import Program
 from fxcompress.ops.quantization import Kind, Role, activations, role
 from fxcompress.plan.eligibility import absorbable, contraction_fault, is_batched, movement_fault, operand
 from fxcompress.plan.pair_positions import above_layout, fused_operand, share_scale
+from fxcompress.plan.tables import lookup_reason, lookups, table_fault
 from fxcompress.targets.target import Kernel, Target
 
 CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
@@ -144,7 +145,10 @@ class _Placer:
         row = _row(node)
         weight = operand(node, row.weight)
         assert weight is not None
-        for reader in weight.users:
+        readers = list(weight.users)
+        if self.target.integer_tables and table_fault(self.program, weight, self.exclude) is None:
+            readers = [reader for reader in readers if reader not in lookups(weight)]
+        for reader in readers:
             other = role(reader)
             if faults.get(reader, "not a contraction") is not None or other is None:
                 return f"its weight is also read by {reader.name}, which stays in float"
@@ -202,6 +206,8 @@ class _Placer:
     def _movement_reason(self, node: fx.Node, row: Role) -> str | None:
         if row.kind is Kind.LINEAR:
             return self.target.float_reasons.get(Kind.MATMUL, "both factors are activations")
+        if row.kind is Kind.LOOKUP and self.target.integer_tables:
+            return lookup_reason(self.program, node, self.exclude)
         if row.kind not in self.target.kernels:
             return self.target.float_reasons.get(row.kind, "no integer kernel")
         if self._excluded(node):

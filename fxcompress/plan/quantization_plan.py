@@ -7,8 +7,8 @@ weights. A plan prints as a table and goes through JSON unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -178,6 +178,14 @@ class QuantizationPlan:
             **dict.fromkeys(self.kernels, self.mode.split("-")[0]),
             **{item.node: "float" for item in self.declined},
         }
+
+    def with_lookups(self, lookups: Collection[str]) -> Self:
+        """The same, with lookups that read int8 tables; they have no kernel of their own."""
+        return replace(
+            self,
+            kernels={**self.kernels, **dict.fromkeys(lookups, "")},
+            declined=tuple(item for item in self.declined if item.node not in lookups),
+        )
 
     @property
     def intended(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from fxcompress.graph.program import Program
 from fxcompress.ops.quantization import Kind, activations, role
 from fxcompress.plan.eligibility import operand
 from fxcompress.plan.quantization_plan import Declined
+from fxcompress.plan.tables import lookups, table_fault
 
 SMALLEST = 64 * 64
 """Weights below this many elements stay in float: what is saved is less than what the conversion costs."""
@@ -58,7 +59,12 @@ class StoredProduct:
 
 
 def stored_products(
-    program: Program, convolution_reason: str, exclude: Sequence[str] = (), smallest: int = SMALLEST
+    program: Program,
+    convolution_reason: str,
+    exclude: Sequence[str] = (),
+    smallest: int = SMALLEST,
+    *,
+    tables: bool = False,
 ) -> tuple[list[StoredProduct], list[Declined]]:
     """The products that can be quantized, in graph order, and the operators that stay in float with why.
 
@@ -67,6 +73,7 @@ def stored_products(
         convolution_reason: what to say of convolutions.
         exclude: shell patterns of node names, parameter names or module paths that stay in float.
         smallest: elements that a weight must have.
+        tables: large tables will have integers of their own, so that a product may share one.
     """
     found: list[StoredProduct] = []
     declined: list[Declined] = []
@@ -84,7 +91,7 @@ def stored_products(
             found.append(_product(node))
         else:
             declined.append(Declined(node.name, fault, walk.source(node)))
-    return _unshared(found, declined)
+    return _unshared(program, found, declined, exclude if tables else None)
 
 
 def _product(node: fx.Node) -> StoredProduct:
@@ -127,17 +134,20 @@ def _names(node: fx.Node, weight: fx.Node) -> Iterator[str]:
 
 
 def _unshared(
-    found: list[StoredProduct], declined: list[Declined]
+    program: Program, found: list[StoredProduct], declined: list[Declined], exclude: Sequence[str] | None
 ) -> tuple[list[StoredProduct], list[Declined]]:
     """Leave products in float whose weight something else reads: a second copy would cost file size."""
     kept: list[StoredProduct] = []
     readers = {product.node for product in found}
     for product in found:
         same = [other for other in found if other.weight is product.weight]
-        if set(product.weight.users) <= readers and len({other.axis for other in same}) == 1:
+        others = set(product.weight.users) - readers
+        if exclude is not None and table_fault(program, product.weight, exclude) is None:
+            others -= set(lookups(product.weight))
+        if not others and len({other.axis for other in same}) == 1:
             kept.append(product)
             continue
-        others = ", ".join(user.name for user in product.weight.users if user is not product.node)
-        reason = f"its weight is also read by {others or 'the same operator in another order'}, in float"
+        named = ", ".join(user.name for user in product.weight.users if user is not product.node)
+        reason = f"its weight is also read by {named or 'the same operator in another order'}, in float"
         declined.append(Declined(product.node.name, reason, walk.source(product.node)))
     return kept, declined

@@ -86,7 +86,6 @@ FLOAT_REASONS = MappingProxyType(
         Kind.RECTIFY: "the rectifier could not be absorbed by the operator before it",
         Kind.NORM: "normalisation has no integer kernel",
         Kind.SMOOTH: "no integer kernel",
-        Kind.LOOKUP: "tables are left in float",
     }
 )
 
@@ -130,6 +129,7 @@ def onnxruntime(features: AbstractSet[str] | None = None) -> Target:
         weights=replace(PER_CHANNEL, bits=variant.weight_bits),
         narrowest_group=NARROWEST_GROUP,
         requantizes_constants=True,
+        integer_tables=True,
         domains=frozenset({"com.microsoft"}),
         forms=frozenset({"multi-head-attention", "space-to-depth"}),
         features=(variant.name, *sorted(variant.needs)),

@@ -48,7 +48,6 @@ FLOAT_REASONS = MappingProxyType(
         Kind.PAD: "padding keeps what it is given",
         Kind.NORM: "normalisation has no integer kernel",
         Kind.SMOOTH: "no integer kernel",
-        Kind.LOOKUP: "tables are left in float",
     }
 )
 
@@ -63,6 +62,7 @@ def openvino(features: AbstractSet[str] | None = None) -> Target:
         name="openvino",
         channel_block=variant.channel_block,
         kernels=KERNELS,
+        integer_tables=True,
         batched_linear=Kernel("FullyConnected", writes_integers=False, absorbs=False),
         float_reasons=FLOAT_REASONS,
         weights=replace(PER_CHANNEL, bits=variant.weight_bits),

@@ -49,6 +49,7 @@ def portable() -> Target:
         batched_linear=Kernel("MatMul", absorbs=False, weights=PER_TENSOR),
         float_reasons=FLOAT_REASONS,
         weights=PER_CHANNEL,
+        integer_tables=True,
         requantizes_constants=True,  # ONNX Runtime is one of those that may read it
         shared_scales=frozenset({Kind.CONCATENATE}),
         evidence="the ONNX standard: QuantizeLinear and DequantizeLinear since opset 13",

@@ -98,6 +98,7 @@ class Target:
         requantizes_freely: an integer kernel hands out floats or integers at the same cost, so that what
             stands between two contractions runs in integers where it can.
         shared_scales: kinds whose inputs must have the scale of their output (concatenation).
+        integer_tables: lookups read int8 tables, which large ones are then stored as.
         refused: modes of quantization whose operators the runtime does not read, each with the reason.
         domains: operator domains beside ONNX's own that it reads.
         forms: names of the lowering forms that are written for it.
@@ -120,6 +121,7 @@ class Target:
     repeats_pairs: bool = True
     requantizes_freely: bool = False
     shared_scales: frozenset[Kind] = frozenset()
+    integer_tables: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     domains: frozenset[str] = frozenset()
     forms: frozenset[str] = frozenset()
