@@ -25,7 +25,7 @@ random weights (times do not depend on them), 224x224 or 128 tokens, static at b
 All files of a model are timed in one process, alternated, at least thirty rounds; the ratio of medians has a
 bootstrap interval over rounds, *slower* means that it lies above 1.02, and a goal is missed when that happens
 in both of two separate processes. Milliseconds are those of the first. The last four columns are the same
-files in OpenVINO, at its own default precision for this CPU; a dash is what does not load.
+files in OpenVINO, at its own default precision for this CPU; a dash is what it does not load or dies of.
 """
 
 Row = Mapping[str, Any]
@@ -107,7 +107,7 @@ def _table(rows: Rows, threads: int) -> Iterator[str]:
     yield "|---|" + "---:|" * 6 + "---|" + "---:|" * 4
     for row in _of(rows, threads):
         first = next((time for time in row["times"] if time.get("ms")), {})
-        ms, other = first.get("ms", {}), first.get("openvino", {})
+        ms, other = first.get("ms", {}), row.get("openvino", {})
         cells = [row["model"], *(_ms(ms.get(label)) for label in (FLOAT, OURS, STATIC, NNCF))]
         cells += [_times(gain_over(row, FLOAT)), _times(gain_over(row, STATIC))]
         cells.append(str(row["made"].get("winner", "-")))

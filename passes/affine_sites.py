@@ -137,6 +137,11 @@ def carried(node: Node, dim: int) -> int | None:
     return None
 
 
+def moved(layout: Node, axis: int) -> int | None:
+    """Where a layout operator moves an axis of its input to, None where it mixes it with another."""
+    return next((dim for dim in range(value(layout).dim()) if carried(layout, dim) == axis), None)
+
+
 def weight_obstacle(program: Program, affine: Node) -> str | None:
     """Why weight and bias of an operator must be left alone, or None."""
     row = AFFINES[affine.target]
@@ -149,11 +154,14 @@ def weight_obstacle(program: Program, affine: Node) -> str | None:
         if len(node.users) > 1:
             others = ", ".join(sorted(user.name for user in node.users if user is not affine))
             return f"the {name} of {affine.name} is shared ({node.target}, also used by {others})"
-    if affine.target == aten.addmm.default:
-        if affine.kwargs:
-            return f"{affine.name} scales its terms"
-        if value(required(affine)).dim() != 1:
-            return f"the bias of {affine.name} is not one number per channel"
+    if affine.target == aten.addmm.default and affine.kwargs:
+        return f"{affine.name} scales its terms"
+    if value(weight_node(affine)).dim() < 2:
+        return f"the weight of {affine.name} is a vector"
+    bias = bias_node(affine)
+    channels = value(affine).shape[channel_axis(affine, value(affine).dim())]
+    if bias is not None and tuple(value(bias).shape) != (channels,):
+        return f"the bias of {affine.name} is not one number per channel"
     return None
 
 

@@ -28,6 +28,7 @@ from fxcompress.graph.precision import retype
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import is_quantized
 from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.plan.eligibility import excluded
 
 aten = torch.ops.aten
 
@@ -43,21 +44,26 @@ class ChangeFloats:
         dtype: `"float16"` or `"bfloat16"`.
         what: `"weights"`, which are stored in it, or `"all"`: what is computed, too.
         smallest: elements that a tensor must have to be stored in it, where only weights are.
+        exclude: shell patterns of parameter names, and of the node names and module paths of their readers,
+            that stay in float, where only weights are stored.
 
     Raises:
-        InputError: another type or part.
+        InputError: another type or part, or something to exclude where everything is computed in the type.
     """
 
     name: ClassVar[str] = "change-floats"
     dtype: str = "float16"
     what: str = "weights"
     smallest: int = 1024
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in TYPES:
             raise InputError(f"dtype is one of {', '.join(TYPES)}, not {self.dtype!r}")
         if self.what not in PARTS:
             raise InputError(f"what is one of {', '.join(PARTS)}, not {self.what!r}")
+        if self.exclude and self.what == "all":
+            raise InputError('what="all" excludes nothing: the whole program is computed in the type')
 
     def run(self, program: Program) -> Outcome:
         """Return the program with shorter floats.
@@ -76,6 +82,7 @@ class ChangeFloats:
             for node in walk.tensor_nodes(copy)
             if walk.dtype(node) == torch.float32
             and (self.what == "all" or walk.value(node).numel() >= self.smallest)
+            and not any(excluded(self.exclude, reader, node) for reader in node.users)
         ]
         declined = tuple(_declined(node) for node in stored if not _fits(copy, node, TYPES[self.dtype]))
         if declined and self.what == "all":

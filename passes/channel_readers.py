@@ -7,7 +7,10 @@ of the program, ends the search with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +22,12 @@ from fxcompress.graph.walk import argument, value
 from fxcompress.passes.affine_sites import (
     AFFINES,
     LAYOUTS,
-    carried,
     channel_axis,
     groups_of,
     is_affine,
     is_mirrored,
     layout_of,
+    moved,
     required,
     weight_node,
     weight_obstacle,
@@ -33,23 +36,25 @@ from fxcompress.passes.affine_sites import (
 
 aten = torch.ops.aten
 
-HOMOGENEOUS = frozenset(
+HOMOGENEOUS: Mapping[Any, int] = MappingProxyType(
     {
-        aten.relu.default,
-        aten.leaky_relu.default,
-        aten.max_pool1d.default,
-        aten.max_pool2d.default,
-        aten.max_pool3d.default,
-        aten.avg_pool1d.default,
-        aten.avg_pool2d.default,
-        aten.avg_pool3d.default,
-        aten.adaptive_avg_pool1d.default,
-        aten.adaptive_avg_pool2d.default,
-        aten.adaptive_max_pool2d.default,
-        aten.dropout.default,
+        aten.relu.default: 0,
+        aten.leaky_relu.default: 0,
+        aten.dropout.default: 0,
+        aten.max_pool1d.default: 1,
+        aten.max_pool2d.default: 2,
+        aten.max_pool3d.default: 3,
+        aten.avg_pool1d.default: 1,
+        aten.avg_pool2d.default: 2,
+        aten.avg_pool3d.default: 3,
+        aten.adaptive_avg_pool1d.default: 1,
+        aten.adaptive_avg_pool2d.default: 2,
+        aten.adaptive_max_pool2d.default: 2,
     }
 )
-"""`f(s * x) = s * f(x)` for every positive factor per channel, and the channels stay where they are."""
+"""`f(s * x) = s * f(x)` for every positive factor per channel, where the channels are none of the last so
+many axes, which are pooled.
+"""
 
 CLAMPS = frozenset({aten.relu6.default, aten.hardtanh.default, aten.clamp.default})
 
@@ -90,14 +95,15 @@ def _passed(user: Node, node: Node, dim: int) -> int | str:
     if user.op == "output":
         return f"{node.name} is an output"
     if user.target in HOMOGENEOUS:
-        return dim
+        pooled = dim >= value(node).dim() - HOMOGENEOUS[user.target]
+        return f"{user.name} pools over the channels" if pooled else dim
     if user.target is aten.mean.dim and argument(user, "dim") is not None:
         gone = sorted(each % value(node).dim() for each in argument(user, "dim"))
         if dim not in gone:
             return dim if argument(user, "keepdim", False) else dim - sum(each < dim for each in gone)
     if user.target in LAYOUTS:
-        moved = carried(user, dim)
-        return f"{user.name} mixes the channels with another axis" if moved is None else moved
+        after = moved(user, dim)
+        return f"{user.name} mixes the channels with another axis" if after is None else after
     if user.target in CLAMPS:
         return f"{user.name} clamps all channels at one number: scaled ones would be clamped elsewhere"
     return f"{user.name} ({user.target}) does not pass factors on"

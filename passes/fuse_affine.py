@@ -136,14 +136,9 @@ def behind(program: Program, found: ChannelMap) -> Node | str:
             if reason is None and found.shifts and not takes_shift(node):
                 reason = f"{node.name} pads with zeros, which are not shifted"
             return reason or node
-        if axis is not None and (axis := _moved(node, axis)) is None:
+        if axis is not None and (axis := sites.moved(node, axis)) is None:
             return f"{node.name} mixes the channels with another axis"
     return f"{node.name} has several consumers"
-
-
-def _moved(layout: Node, axis: int) -> int | None:
-    """Where a layout operator moves an axis of its input to, None where it mixes it with another."""
-    return next((dim for dim in range(value(layout).dim()) if sites.carried(layout, dim) == axis), None)
 
 
 def takes_shift(site: Node) -> bool:

@@ -121,6 +121,8 @@ def _operator(program: Program, node: Node, kept: Node, sum_node: Node) -> Branc
     obstacle = others or sites.weight_obstacle(program, node)
     if obstacle is not None:
         return obstacle
+    if sites.is_mirrored(node):
+        return f"{node.name} is a transposed convolution"
     padding = sites.padding_of(node)
     if padding is None:
         return f"{node.name} pads by a word"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxcompress
 from fxcompress.analysis.sensitivity import LayerError, Sensitivity
 from fxcompress.api import frontier
 from fxcompress.api.frontier import walk
 from fxcompress.api.variant import Variant
-from fxcompress.errors import BudgetError
+from fxcompress.errors import BudgetError, InputError
 from fxcompress.pipeline import Journal
 
 
@@ -115,7 +117,8 @@ def test_the_walk_gives_up_no_more_than_needed(needed: int, monkeypatch: pytest.
         judged.append(len(item.spared))
         return 0.0 if len(item.spared) >= needed else 1.0
 
-    full = Variant("int8", object(), reference=object(), without=without)  # type: ignore[arg-type]
+    known = SimpleNamespace(graph=SimpleNamespace(nodes=[SimpleNamespace(name=name) for name in names]))
+    full = Variant("int8", object(), reference=known, without=without)  # type: ignore[arg-type]
     samples: Sequence[list[Tensor]] = [[torch.zeros(1)]]
     step = walk(full, samples, 0.5, Journal(None), (lambda made: Judged(made.program), loss))
     if needed == 8:
@@ -125,3 +128,50 @@ def test_the_walk_gives_up_no_more_than_needed(needed: int, monkeypatch: pytest.
         assert step.candidate.spared == frozenset(names[:needed])
         assert f"{needed} of 8 layers" in step.variant.notes[-1]
     assert len(judged) == len(set(judged)) <= 6
+
+
+def test_without_a_metric_the_bound_holds_for_what_pruning_costs_too(fragile: nn.Module):
+    """Once the float model, however it was pruned, counted as losing nothing."""
+    options = {"prune": fxcompress.Prune(0.6, block=1)}
+    free = fxcompress.optimize(fragile, IMAGES[0], **options).report
+    assert free.output_error is not None
+    assert free.output_error.relative > 0.05
+    with pytest.raises(BudgetError, match="may move by 0.01"):
+        fxcompress.optimize(fragile, IMAGES[0], max_drop=0.01, **options)
+
+
+def test_an_error_bound_on_integers_is_refused_before_any_work(fragile: nn.Module):
+    class Labels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = fragile
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).argmax(1)
+
+    with pytest.raises(InputError, match="all outputs are integers"):
+        fxcompress.optimize(Labels().eval(), IMAGES[0], max_drop=0.05)
+
+
+class Gated(nn.Module):
+    """Two hard-swishes between fragile layers: their gates exist in the quantized program alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.inner.b(F.hardswish(self.inner.a(x))))
+        return self.inner.d(F.hardswish(self.inner.c(x)))
+
+
+def test_layers_are_given_up_under_names_of_the_float_program(fragile: nn.Module):
+    quantize = fxcompress.Quantize(equalize=False, smooth=False, correct_bias=False)
+    result = fxcompress.optimize(
+        Gated(fragile).eval(), IMAGES[0], quantize=quantize, calibration=IMAGES, max_drop=0.03
+    )
+    plan = result.plan.quantization
+    given_up = [item.node for item in plan.declined if item.reason == frontier.GIVEN_UP] if plan else []
+    assert not any(name.endswith("_gate") for name in given_up)
+    for note in result.report.notes:
+        assert "_gate" not in note

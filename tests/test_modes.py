@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor, nn
 
+import fxcompress
 from fxcompress.api.carried import carried_plan
 from fxcompress.cli.main import main
+from fxcompress.errors import NotSupported
 from fxcompress.graph.capture import capture
 from fxcompress.lowering.lower import lower
 from fxcompress.passes.change_floats import ChangeFloats, overflow
@@ -90,3 +95,38 @@ def test_what_a_model_came_with_is_told_operator_by_operator() -> None:
     assert plan.precision == {"conv2d": "int8", "conv2d_1": "int8", "linear": "float"}
     assert plan.declined[0].reason == "the model does not quantize its input"
     assert carried_plan(captured("resnet_basic"), target) is None
+
+
+def test_what_is_excluded_is_not_stored_in_half() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    asked = fxcompress.Quantize("float16", exclude=("2",))
+    result = fxcompress.optimize(model, torch.randn(2, 64), quantize=asked, objective="size")
+    kinds = {item.name: item.data_type for item in result.onnx.graph.initializer if len(item.dims) == 2}
+    assert sorted(kinds.values()) == [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16]
+    with pytest.raises(NotSupported, match="nothing can be excluded"):
+        fxcompress.optimize(model, torch.randn(2, 64), quantize=replace(asked, precision="full"))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino", "portable"])
+def test_bfloat16_is_stored_whatever_the_target(target: str) -> None:
+    """Every file is loaded and proven in onnxruntime, which computes nothing in it."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    result = fxcompress.optimize(model, torch.randn(2, 64), quantize="bfloat16", target=target)
+    assert "bfloat16 weights" in [item.name for item in result.report.candidates]
+
+
+def test_masked_scores_of_minus_infinity_are_no_difference() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 16), nn.Linear(16, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.body(x))).masked_fill(x[:, :6] > 1.0, float("-inf"))
+
+    torch.manual_seed(0)
+    x = [torch.randn(8, 16) for _ in range(3)]
+    for mode in ("int8", "int8-dynamic", "int8-weights"):
+        asked = fxcompress.Quantize(mode, precision="full")
+        result = fxcompress.optimize(Masked().eval(), x[0], quantize=asked, calibration=x)
+        assert all(proof.error <= proof.bound for proof in result.report.proofs)

@@ -248,6 +248,19 @@ def test_a_layer_that_the_data_never_reached_stays_in_float(monkeypatch: pytest.
         assert np.linalg.norm(blind(unseen).numpy() - found) > 0.3 * np.linalg.norm(found)
 
 
+def test_what_an_idle_layer_leaves_behind_was_observed() -> None:
+    """Pooling between two idle convolutions: sparing the second needs a range that only int8 would share."""
+    torch.manual_seed(0)
+    model = Experts()
+    model.second = nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(3, 1, 1), conv())
+    result = fxcompress.optimize(
+        model.eval(), IMAGES[0], quantize=Quantize(precision="full"), calibration=IMAGES
+    )
+    plan = result.plan.quantization
+    assert plan is not None
+    assert len([item for item in plan.declined if item.reason == UNREACHED]) >= 1
+
+
 def test_activation_zero_points_are_scalars_and_per_channel_ones_are_refused() -> None:
     """NNCF's files for MobileNetV2 and V3 do not run in ONNX Runtime: "input zero point must be a scalar"."""
     torch.manual_seed(0)

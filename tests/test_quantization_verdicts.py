@@ -17,7 +17,7 @@ def time(
     if nncf is not None:
         ms["nncf"] = nncf
     ratios = {label: [ours / value, ours / value, ours / value] for label, value in ms.items()}
-    return {"ms": ms, "ratios": ratios, "slower": {label: label in slower for label in ms}, "openvino": {}}
+    return {"ms": ms, "ratios": ratios, "slower": {label: label in slower for label in ms}}
 
 
 def rows(*times: dict[str, Any], model: str = "net") -> dict[str, Any]:

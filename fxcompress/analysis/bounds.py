@@ -54,8 +54,18 @@ def bounds(node: fx.Node) -> Range:
         sources = activations(node, row)
         if len(sources) == 1 and walk.is_tensor(sources[0]):
             before = bounds(sources[0])
-            return Range(min(before.low, 0.0), max(before.high, 0.0)) if row.kind is Kind.PAD else before
+            return _padded(node, before) if row.kind is Kind.PAD else before
     return Range(-_INF, _INF)
+
+
+def _padded(node: fx.Node, inside: Range) -> Range:
+    """What is padded with a number joins it; other modes repeat values of the inside."""
+    if walk.argument(node, "mode", "constant") != "constant":
+        return inside
+    filled = walk.argument(node, "value") or 0.0
+    if isinstance(filled, fx.Node):
+        return Range(-_INF, _INF)
+    return Range(min(inside.low, float(filled)), max(inside.high, float(filled)))
 
 
 def bounded(node: fx.Node, found: Range, seen: Range) -> Range:

@@ -30,7 +30,10 @@ from fxcompress.runtime.timing import SLOWER, Comparison
 SIZE_SLOWDOWN = 1.25
 """How many times slower than the original `objective="size"` lets the smallest file be."""
 
-ORIGINAL, FLOAT = "original", "float"
+ORIGINAL, FLOAT, CARRIED = "original", "float", "int8, as it came"
+"""`FLOAT` is the folded program; `CARRIED` is what it is called where the model came quantized."""
+
+FOLDED = (FLOAT, CARRIED)
 
 Check = Callable[["Candidate"], str | None]
 """Why a candidate may not be handed out, None where nothing speaks against it."""
@@ -56,7 +59,7 @@ class Rules:
     """What the choice depends on beside the measurements.
 
     `errors` are relative output errors by name, for `max_drop` without a metric; `untimed` is the target that
-    the times say nothing about.
+    the times say nothing about; `lossless` says that nothing was removed before anything was quantized.
     """
 
     objective: str
@@ -64,6 +67,7 @@ class Rules:
     max_drop: float | None
     errors: Mapping[str, float] = field(default_factory=dict)
     untimed: str | None = None
+    lossless: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,14 @@ def choose(
 def _drop(candidate: Candidate, rules: Rules, metrics: Mapping[str, float]) -> float:
     """Return what a candidate loses: of the metric, else the relative error of its outputs.
 
-    Without a metric the float model loses nothing: its proof has bounded it by rounding.
+    Without a metric a folded model of which nothing was removed loses nothing: its proof has bounded it by
+    rounding.
     """
     if candidate.name in metrics:
         return metrics[ORIGINAL] - metrics[candidate.name]
-    return 0.0 if candidate.name == FLOAT else rules.errors.get(candidate.name, 0.0)
+    if candidate.name in FOLDED and rules.lossless:
+        return 0.0
+    return rules.errors.get(candidate.name, 0.0)
 
 
 def _preference(
@@ -131,7 +138,7 @@ def _preference(
 ) -> Iterator[tuple[Candidate, str]]:
     """Yield the candidates that may be handed out, best first, each with the reason if it is taken."""
     if rules.forced:
-        wanted = next((item for item in made if item.name != FLOAT), None)
+        wanted = next((item for item in made if item.name not in FOLDED), None)
         if wanted is not None:
             yield wanted, f'precision="full" asks for {wanted.name}'
             return
@@ -154,7 +161,10 @@ def _preference(
 
 def _untimed(made: Sequence[Candidate], rules: Rules) -> Iterator[tuple[Candidate, str]]:
     """Yield the candidates for a target that no time was measured on: what was asked for, in order."""
-    order = [*(item for item in made if item.name != FLOAT), *(item for item in made if item.name == FLOAT)]
+    order = [
+        *(item for item in made if item.name not in FOLDED),
+        *(item for item in made if item.name in FOLDED),
+    ]
     if rules.objective == "size":
         order.sort(key=lambda item: item.size)
     for item in order:

@@ -8,7 +8,7 @@ from functools import partial
 
 import onnx
 
-from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
+from fxcompress.api.candidates import CARRIED, FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed
 from fxcompress.api.findings import compare_outputs
 from fxcompress.api.frontier import walk
@@ -27,7 +27,8 @@ from fxcompress.runtime.timing import Comparison
 
 def lower_all(request: Request, made: Compressed, journal: Journal) -> tuple[Candidate, ...]:
     """Lower the original and what was made of it; a program that no pass changed is not lowered twice."""
-    programs = {ORIGINAL: made.original, FLOAT: made.deployed}
+    folded = FLOAT if made.carried is None else CARRIED
+    programs = {ORIGINAL: made.original, folded: made.deployed}
     programs |= {variant.name: variant.program for variant in made.variants}
     candidates: list[Candidate] = []
     for name, program in programs.items():
@@ -106,7 +107,8 @@ class Choosing:
         """Choose by the measured times, the metric where the user gave one, and proofs."""
         target = self.request.target
         untimed = None if times.runtime == target.runtime else target.name
-        rules = Rules(self.request.objective, self.forced, self.request.max_drop, errors, untimed)
+        lossless = self.made.trainable is self.made.original
+        rules = Rules(self.request.objective, self.forced, self.request.max_drop, errors, untimed, lossless)
         metric = None if self.request.evaluate is None else self._metric
         return choose(candidates, times, rules, metric, self._fault)
 

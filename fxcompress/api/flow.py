@@ -19,6 +19,7 @@ from fxcompress.api.request import (
     Request,
     program_of,
     refuse_unbuilt,
+    refuse_unmeasurable,
     stages,
 )
 from fxcompress.api.result import Plan, Result
@@ -116,6 +117,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     journal = Journal(progress)
     with journal.step("capture"):
         original = program_of(model, example_inputs, dynamic_shapes, trust=trust)
+    refuse_unmeasurable(request, original)
     made = compress(request, original, journal)
     candidates = lower_all(request, made, journal)
     with journal.step("prove-float"):

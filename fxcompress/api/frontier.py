@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from fxcompress.analysis.sensitivity import LayerError, attribute
 from fxcompress.api.candidates import Candidate
 from fxcompress.api.variant import Batch, Variant
+from fxcompress.graph.program import Program
 from fxcompress.pipeline import Journal
+from fxcompress.plan.quantization import gate_name
 
 RANKING_SAMPLES = 4
 NAMED = 6
@@ -49,7 +51,7 @@ def walk(
     if full.without is None or full.reference is None or not samples:
         return None
     with journal.step("rank-layers"):
-        ranked = attribute(full.reference, full.program, samples, samples=RANKING_SAMPLES).layers
+        ranked = _ranked(full, full.reference, samples)
     best: Step | None = None
     low, high, tried = 0, len(ranked), 1  # `low` layers in float lose too much, `high` do not
     while low + 1 < high:
@@ -60,6 +62,20 @@ def walk(
         else:
             best, high = step, count
     return best
+
+
+def _ranked(full: Variant, reference: Program, samples: Sequence[Batch]) -> list[LayerError]:
+    """The layers that can be left in float, the worst first, under their names in the float program.
+
+    The gate of a self-gated activation is a tensor of its own in the quantized program alone.
+    """
+    known = {node.name: node.name for node in reference.graph.nodes}
+    known |= {gate_name(name): name for name in known}
+    ranked: dict[str, LayerError] = {}
+    for layer in attribute(reference, full.program, samples, samples=RANKING_SAMPLES).layers:
+        if layer.node in known:
+            ranked.setdefault(known[layer.node], replace(layer, node=known[layer.node]))
+    return list(ranked.values())
 
 
 def _leaving(

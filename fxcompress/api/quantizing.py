@@ -26,7 +26,6 @@ from fxcompress.plan.quantization import (
     Quantize,
     plan_quantization,
     tensors_of_any_choice,
-    tensors_to_observe,
 )
 
 __all__ = ["Calibration", "Variant", "variants"]
@@ -78,10 +77,9 @@ def _drafts(
     """Everything in int8 first, then mixtures of float and int8 that are none of those before."""
     options = request.quantize or Quantize()
     mixed = options.precision == "auto" and request.target.timed
-    any_choice = mixed or request.max_drop is not None
     with journal.step("calibrate"):
-        wanted = tensors_of_any_choice if any_choice else tensors_to_observe
-        observed = wanted(prepared, request.target, options)
+        # Even where everything runs in int8: what is never reached is spared, and then others are quantized.
+        observed = tensors_of_any_choice(prepared, request.target, options)
         ranges = measured_ranges(request, prepared, calibration.everything, calibration.again, observed)
     with journal.step("plan-quantization"):
         plan = plan_quantization(prepared, ranges, request.target, options)

@@ -151,21 +151,21 @@ def _in_blocks(
 
 
 def _floats(
-    request: Request,
+    request: Request,  # noqa: ARG001 - makers share a signature
     options: Quantize,
     deployed: Program,
     calibration: Iterable[Any] | None,
     journal: Journal,
 ) -> Iterator[Variant]:
     """Compute in the type where the runtime can and nothing overflows; store weights in it in any case."""
-    fault = _float_fault(request, options, deployed, calibration, journal)
+    fault = _float_fault(options, deployed, calibration, journal)
     if fault is not None and options.precision == "full":
         raise fault
     if fault is None:
         outcome = journal.outcome(ChangeFloats(options.mode, "all"), deployed)
         prove = partial(_prove_half, deployed, outcome, TYPES[options.mode])
         yield Variant(options.mode, outcome.program, None, (), prove)
-    outcome = journal.outcome(ChangeFloats(options.mode, "weights"), deployed)
+    outcome = journal.outcome(ChangeFloats(options.mode, "weights", exclude=options.exclude), deployed)
     if outcome.changed:
         notes = () if fault is None else (f"nothing is computed in {options.mode}: {fault.message}",)
         yield Variant(
@@ -174,16 +174,21 @@ def _floats(
 
 
 def _float_fault(
-    request: Request,
     options: Quantize,
     deployed: Program,
     calibration: Iterable[Any] | None,
     journal: Journal,
 ) -> NotSupported | None:
     """Why the program cannot be computed in a type."""
-    if options.mode == "bfloat16" and request.target.runtime == "onnxruntime":
+    if options.mode == "bfloat16":
         return NotSupported(
-            "onnxruntime has no bfloat16 kernels on the CPU", hint='precision="auto" stores it'
+            "onnxruntime, in which every file is loaded and proven, has no bfloat16 kernels on the CPU",
+            hint='precision="auto" stores it',
+        )
+    if options.exclude:
+        return NotSupported(
+            f"the whole program is computed in {options.mode}, or nothing of it: nothing can be excluded",
+            hint='precision="auto" stores all other weights in it',
         )
     with journal.step("try-for-overflow"):
         try:

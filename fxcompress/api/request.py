@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from fxcompress.api.result import Plan
 from fxcompress.errors import InputError, NotSupported
+from fxcompress.graph import walk
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
@@ -166,6 +167,23 @@ def stages(
             f"recipe={recipe!r} is neither a Recipe nor a path", hint="pass the path of a .toml file"
         )
     return load_recipe(recipe)
+
+
+def refuse_unmeasurable(request: Request, program: Program) -> None:
+    """Refuse a bound on the error of outputs that have none.
+
+    Raises:
+        InputError: `max_drop` without a metric, and no output is of floating point.
+    """
+    if request.max_drop is None or request.evaluate is not None:
+        return
+    outputs = [value for value in walk.output_values(program) if walk.is_tensor(value)]
+    if not any(walk.value(value).is_floating_point() for value in outputs):
+        raise InputError(
+            "max_drop bounds the error of floating-point outputs where there is no metric, and all outputs "
+            "are integers",
+            hint="pass evaluate=, a metric of the model",
+        )
 
 
 def refuse_unbuilt(recover: object) -> None:

@@ -50,21 +50,25 @@ def _common_size(node: fx.Node) -> int | None:
     offsets, flat = bound["offsets"], bound["indices"]
     if offsets.target is not aten.arange.start_step or bound["include_last_offset"]:
         return None
-    start, end, step = offsets.args[:3]
-    if start != 0 or not isinstance(step, int):
+    counted = arguments(offsets)
+    step = counted.get("step", 1)
+    if counted["start"] != 0 or not isinstance(step, int):
         return None
-    return step if _counts(end, flat) else None
+    return step if _fills(counted["end"], flat, step) else None
 
 
-def _counts(total: Any, flat: fx.Node) -> bool:
-    """Whether `total` is the number of elements of what `flat` lays out in one row."""
-    if isinstance(total, fx.Node):
-        source = total.args[0]
-        return total.target is aten.sym_numel.default and (
-            source is flat
-            or (flat.target in (aten.reshape.default, aten.view.default) and source is flat.args[0])
-        )
-    return bool(walk.value(flat).shape[0] == total)
+def _fills(total: Any, flat: fx.Node, step: int) -> bool:
+    """Whether `total` is the number of ids, and bags of `step` leave none over."""
+    if not isinstance(total, fx.Node):
+        return bool(walk.value(flat).shape[0] == total and total % step == 0)
+    if total.target is not aten.sym_numel.default:
+        return False
+    source = total.args[0]
+    if step == 1 and source is flat:
+        return True
+    laid_out = flat.target in (aten.reshape.default, aten.view.default) and source is flat.args[0]
+    sizes = walk.value(source).shape if laid_out and isinstance(source, fx.Node) else ()
+    return len(sizes) == 2 and sizes[1] == step
 
 
 def _even(rows: Tensor, skipped: Tensor | None, mode: int, size: int) -> Tensor:

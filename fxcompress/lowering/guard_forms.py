@@ -55,10 +55,23 @@ def _guard(graph: Any, node: Any) -> _Guard | None:
     if test.inputs[0] is not weights or rank < 2 or softmax.attrs.get("axis", -1) not in (-1, rank - 1):
         return None
     total = maker(softmax.inputs[0], "Add")
-    masks = [term for term in total.inputs if _is_mask(term)] if total is not None else []
-    if len(masks) != 1 or not only_read_by(graph, weights, [test, node]):
+    terms = list(total.inputs) if total is not None else []
+    masks = [term for term in terms if _is_mask(term)]
+    products = [term for term in terms if _is_product(term)]
+    if len(masks) != 1 or len(products) != 1 or not only_read_by(graph, weights, [test, node]):
         return None
     return _Guard(node, weights, masks[0])
+
+
+def _is_product(term: Any) -> bool:
+    """Whether a summand is a product of queries and keys, perhaps scaled: it hides nothing by itself."""
+    scaled = maker(term, "Mul")
+    if scaled is not None:
+        numbers = [constant(factor) for factor in scaled.inputs]
+        others = [x for x, number in zip(scaled.inputs, numbers, strict=True) if number is None]
+        finite = all(number is None or np.isfinite(number).all() for number in numbers)
+        return len(others) == 1 and finite and maker(others[0], "MatMul") is not None
+    return maker(term, "MatMul") is not None
 
 
 def _is_mask(term: Any) -> bool:

@@ -64,6 +64,10 @@ def _fuse(graph: Any, last: Any) -> bool:
         return False
     if not _is_tokens(last.outputs[0], value.heads * value.width):
         return False
+    if not _same_sizes(last.outputs[0], query.tokens, 2):
+        return False  # it regroups the tokens
+    if not all(_same_sizes(one.tokens, query.tokens, 1) for one in (key, value)):
+        return False  # a product repeats what has one row for all, the kernel does not
     last.op, last.domain = "MultiHeadAttention", "com.microsoft"
     last.attrs = {"num_heads": query.heads, "scale": query.factor * key.factor}
     last.inputs = [query.tokens, key.tokens, value.tokens]
@@ -107,6 +111,12 @@ def _split(tensor: Any, factor: float) -> _Heads | None:
 def _is_tokens(tensor: Any, width: int) -> bool:
     shape = list(tensor.shape or [])
     return len(shape) == 3 and shape[2] == width and tensor.dtype == np.float32
+
+
+def _same_sizes(left: Any, right: Any, count: int) -> bool:
+    """Whether the first dimensions of two tensors are known to be the same."""
+    mine, its = list(left.shape)[:count], list(right.shape)[:count]
+    return mine == its and None not in mine
 
 
 def _scaled(tensor: Any) -> tuple[Any, float]:

@@ -47,12 +47,25 @@ def _guarded_masks(node: Any) -> list[Any]:
 
 
 def _is_mask(node: Any) -> bool:
-    """Where(mask, 0, lowest), read by sums only (several attentions may share one mask)."""
+    """Where(mask, 0, lowest), read by guarded attentions only (several may share one mask): another one would
+    turn its rows that see nothing into NaN.
+    """
     lowest = constant(node.inputs[2])
     if lowest is None or lowest.dtype.kind != "f" or not _is(node.inputs[1], 0.0):
         return False
-    return _is(node.inputs[2], float(np.finfo(lowest.dtype).min)) and all(
-        reader.op == "Add" for reader in node.outputs[0].outputs
+    if not _is(node.inputs[2], float(np.finfo(lowest.dtype).min)):
+        return False
+    return all(_is_guarded(reader) for reader in node.outputs[0].outputs)
+
+
+def _is_guarded(total: Any) -> bool:
+    """Whether a sum is read by softmaxes alone, whose NaN something looks for."""
+    if total.op != "Add":
+        return False
+    softmaxes = list(total.outputs[0].outputs)
+    return bool(softmaxes) and all(
+        node.op == "Softmax" and any(reader.op == "IsNaN" for reader in node.outputs[0].outputs)
+        for node in softmaxes
     )
 
 

@@ -31,6 +31,8 @@ def _pool(graph: Any, node: Any) -> bool:
     source, result = node.inputs[0], node.outputs[0]
     rank = len(source.shape) if source.shape is not None else 0
     axes = integers(node, 1) or [int(axis) for axis in node.attrs.get("axes", [])]
+    if source.dtype != np.float32:  # the only type that the pool has a kernel for
+        return False
     if rank not in (4, 5) or sorted(axis % rank for axis in axes) != list(range(2, rank)):
         return False
     keep = bool(node.attrs.get("keepdims", 1))

@@ -74,6 +74,9 @@ def _rewrite(graph: Any, conv: Any) -> bool:
     if real is None or weight is None or maker(real.inputs[0], "QuantizeLinear") is None:
         return False
     stored, image = constant(weight.inputs[0]), real.outputs[0].shape
+    zeros = constant(weight.inputs[2]) if len(weight.inputs) > 2 else np.zeros(1)
+    if zeros is None or zeros.any():
+        return False  # the taps that are added are integers of zero
     alone = only_read_by(graph, weight.outputs[0], [conv]) and not is_output(graph, weight.inputs[0])
     if stored is None or image is None or not alone or weight.attrs.get("axis", 1) != 0:
         return False

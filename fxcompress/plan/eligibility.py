@@ -5,6 +5,9 @@ These look at one operator and its weight; whether int8 pays among its neighbour
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 import torch
 from torch import fx
 
@@ -14,6 +17,26 @@ from fxcompress.ops.quantization import Kind, Role, activations, rectifier_bound
 from fxcompress.targets.target import Target
 
 aten = torch.ops.aten
+
+CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
+KEEPS_SCALE = (Kind.LAYOUT, Kind.PAD)
+
+
+def excluded(patterns: Sequence[str], node: fx.Node, weight: fx.Node | None = None) -> bool:
+    """Whether a shell pattern matches the name of an operator, its module's path or its weight's name."""
+    names = [node.name, walk.module_path(node), str(weight.target) if weight is not None else ""]
+    return any(name and fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def is_contraction(node: fx.Node) -> bool:
+    """Whether a node is a convolution or linear; a matrix product of two activations is none."""
+    row = role(node)
+    if row is None or row.kind not in CONTRACTIONS:
+        return False
+    weight = operand(node, row.weight)
+    return not (
+        row.kind is Kind.LINEAR and row.bias is None and weight is not None and walk.depends_on_input(weight)
+    )
 
 
 def contraction_fault(program: Program, node: fx.Node, row: Role, target: Target) -> str | None:

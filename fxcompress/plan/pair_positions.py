@@ -53,10 +53,21 @@ def _is_convolution(node: fx.Node, contractions: Collection[str]) -> bool:
     return convolutional and node.name in contractions and len(node.users) == 1
 
 
-def share_scale(root: MutableMapping[fx.Node, fx.Node], sources: Collection[fx.Node], made: fx.Node) -> None:
-    """Give the sources, and all that has their scale, the scale of what is made of them."""
-    root.setdefault(made, made)
-    old = {root[source] for source in sources}
-    for tensor, owner in root.items():
-        if owner in old:
-            root[tensor] = root[made]
+def share_scale(
+    root: MutableMapping[fx.Node, fx.Node],
+    covered: MutableMapping[fx.Node, set[fx.Node]],
+    sources: Collection[fx.Node],
+    made: fx.Node,
+) -> None:
+    """Give the sources, and all that has their scale, the scale of what is made of them.
+
+    `covered` holds, by owner of a scale, the owners that it took over: its range must cover theirs too. What
+    is made does not cover them by itself: of two concatenations that share an operand, the second knows
+    nothing of the first one's other operands, and a mean lies inside the range of what it is taken of.
+    """
+    owner = root.setdefault(made, made)
+    old = {root[source] for source in sources} - {owner}
+    for tensor, former in root.items():
+        if former in old:
+            root[tensor] = owner
+    covered[owner] = covered.pop(owner, set()).union(old, *(covered.pop(former, set()) for former in old))

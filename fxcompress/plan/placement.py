@@ -23,7 +23,6 @@ import operator
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from math import prod
 
 from torch import fx
@@ -31,13 +30,21 @@ from torch import fx
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.ops.quantization import Kind, Role, activations, role
-from fxcompress.plan.eligibility import absorbable, contraction_fault, is_batched, movement_fault, operand
+from fxcompress.plan.eligibility import (
+    KEEPS_SCALE,
+    absorbable,
+    contraction_fault,
+    excluded,
+    is_batched,
+    is_contraction,
+    movement_fault,
+    operand,
+)
+from fxcompress.plan.guards import guarded
 from fxcompress.plan.pair_positions import above_layout, fused_operand, share_scale
 from fxcompress.plan.tables import lookup_reason, lookups, table_fault
 from fxcompress.targets.target import Kernel, Target
 
-CONTRACTIONS = (Kind.CONVOLUTION, Kind.TRANSPOSED, Kind.LINEAR)
-KEEPS_SCALE = (Kind.LAYOUT, Kind.PAD)
 NOT_CHOSEN = "float was chosen: with the conversions around it, integers would take longer or cost accuracy"
 READS_FLOAT = "integers would cost more conversions than they save: its neighbours are in float"
 UNKNOWN = "no quantization rule for this operator"
@@ -49,21 +56,28 @@ class Placement:
 
     `kernels` are the operators that run in int8, with the kernel the runtime should show (empty: absorbed
     by another operator, or layout). `tensors` are the quantized tensors, each with the tensor whose scale
-    it has. `integer_only` are those whose float readers must read the dequantized value. `declined` are the
+    it has; `covered` are, by owner of a scale that is shared, the tensors whose ranges it covers too.
+    `integer_only` are those whose float readers must read the dequantized value. `declined` are the
     operators that stay in float, with the reason; `guarded` those among them that the runtime would
     quantize by itself.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    covered: dict[str, tuple[str, ...]] = field(default_factory=dict)
     integer_only: set[str] = field(default_factory=set)
     contractions: list[str] = field(default_factory=list)
     declined: dict[str, str] = field(default_factory=dict)
     guarded: list[str] = field(default_factory=list)
 
     def roots(self) -> list[str]:
-        """Return the tensors whose ranges must be known."""
+        """Return the tensors that own a scale."""
         return list(dict.fromkeys(self.tensors.values()))
+
+    def observed(self) -> list[str]:
+        """Return the tensors whose ranges must be known."""
+        shared = (name for names in self.covered.values() for name in names)
+        return list(dict.fromkeys([*self.roots(), *shared]))
 
 
 def place(
@@ -86,7 +100,6 @@ def place(
     placer.find_wanted()
     placer.movers()
     placer.drop_useless_layout()
-    placer.guard()
     return placer.finish()
 
 
@@ -105,6 +118,8 @@ class _Placer:
         self.result = Placement()
         self.root: dict[fx.Node, fx.Node] = {}
         """Quantized tensors with the tensor whose scale they have."""
+        self.covered: dict[fx.Node, set[fx.Node]] = {}
+        """By owner of a shared scale, the tensors whose ranges it must cover beside its own."""
         self.wanted: set[fx.Node] = set()
 
     def contractions(self) -> None:
@@ -146,8 +161,9 @@ class _Placer:
         weight = operand(node, row.weight)
         assert weight is not None
         readers = list(weight.users)
-        if self.target.integer_tables and table_fault(self.program, weight, self.exclude) is None:
-            readers = [reader for reader in readers if reader not in lookups(weight)]
+        rows = lookups(weight) if self.target.integer_tables else []
+        if rows and table_fault(self.program, weight, self.exclude) is None:
+            readers = [reader for reader in readers if reader not in rows]
         for reader in readers:
             other = role(reader)
             if faults.get(reader, "not a contraction") is not None or other is None:
@@ -157,9 +173,7 @@ class _Placer:
         return None
 
     def _excluded(self, node: fx.Node, row: Role | None = None) -> bool:
-        weight = operand(node, row.weight) if row is not None else None
-        names = [node.name, walk.module_path(node), str(weight.target) if weight is not None else ""]
-        return any(name and fnmatchcase(name, pattern) for name in names for pattern in self.exclude)
+        return excluded(self.exclude, node, operand(node, row.weight) if row is not None else None)
 
     def movers(self) -> None:
         """Rules 2 and 3, in graph order."""
@@ -196,7 +210,7 @@ class _Placer:
             kernel = self.target.kernels[row.kind]
             self._run(node, kernel if fused is None else replace(kernel, name=""))
             if row.kind in self.target.shared_scales:
-                share_scale(self.root, sources, node)
+                share_scale(self.root, self.covered, sources, node)
             return
         self.result.kernels[node.name] = self.target.kernels[row.kind].name
         for made in tensors_of(node):
@@ -218,11 +232,18 @@ class _Placer:
         sources = activations(node, row)
         if row.kind in KEEPS_SCALE:
             return None if sources[0] in self.root else READS_FLOAT
+        if row.kind in self.target.shared_scales and any(self._clamps(source) for source in sources):
+            return "an input has the scale of a hard sigmoid, which does its clamping"
         if self.integers is not None:
             return None if node.name in self.integers else NOT_CHOSEN
         if fused_operand(node, self.target, self.result.contractions) is not None:
             return None
         return None if self._saves_conversions(node, row, sources) else READS_FLOAT
+
+    def _clamps(self, source: fx.Node) -> bool:
+        """Whether the scale of a quantized tensor is that of a hard sigmoid, which nothing may replace."""
+        row = role(self.root.get(source, source))
+        return row is not None and row.kind is Kind.HARD_SIGMOID and source in self.root
 
     def _saves_conversions(self, node: fx.Node, row: Role, sources: list[fx.Node]) -> bool:
         """Compare the elements that must be converted around an operator with it in int8 and in float."""
@@ -308,46 +329,17 @@ class _Placer:
                     self.root.pop(tensor, None)
                     self.result.integer_only.discard(tensor.name)
 
-    def guard(self) -> None:
-        """Find the float operators that read dequantized values and that the runtime would quantize by
-        itself.
-        """
-        if not self.target.requantizes_constants:
-            return
-        for node in self.calls:
-            row = role(node)
-            if row is None or not is_contraction(node) or node.name not in self.result.declined:
-                continue
-            weight, source = operand(node, row.weight), activations(node, row)[0]
-            if (
-                weight is None
-                or weight.op != "get_attr"
-                or walk.value(weight).dim() < 2
-                or is_batched(node, row)
-            ):
-                continue
-            while source not in self.root and (before := role(source)) and before.kind in KEEPS_SCALE:
-                source = activations(source, before)[0]
-            if source.name in self.result.integer_only:
-                self.result.guarded.append(node.name)
-
     def finish(self) -> Placement:
-        """Name the quantized tensors, in graph order."""
+        """Name the quantized tensors, in graph order, and find what the runtime must be kept from."""
+        if self.target.requantizes_constants:
+            floats = [node for node in self.calls if node.name in self.result.declined]
+            self.result.guarded += guarded(floats, self.root, self.result.integer_only)
         for node in self.program.graph.nodes:
             if node in self.root:
                 self.result.tensors[node.name] = self.root[node].name
+            if node in self.covered:
+                self.result.covered[node.name] = tuple(other.name for other in sorted(self.covered[node]))
         return self.result
-
-
-def is_contraction(node: fx.Node) -> bool:
-    """Whether a node is a convolution or linear; a matrix product of two activations is none."""
-    row = role(node)
-    if row is None or row.kind not in CONTRACTIONS:
-        return False
-    weight = operand(node, row.weight)
-    return not (
-        row.kind is Kind.LINEAR and row.bias is None and weight is not None and walk.depends_on_input(weight)
-    )
 
 
 def tensors_of(node: fx.Node) -> list[fx.Node]:

@@ -65,7 +65,7 @@ what its integers then mean. The integer 255 stands for 255/256 instead of one.
 
 def tensors_to_observe(program: Program, target: Target, options: Quantize | None = None) -> list[str]:
     """Return the node names whose ranges :func:`plan_quantization` needs: what to pass to `calibrate`."""
-    return _placement(program, target, options or Quantize()).roots()
+    return _placement(program, target, options or Quantize()).observed()
 
 
 def capable_operators(program: Program, target: Target, options: Quantize | None = None) -> dict[str, str]:
@@ -160,8 +160,11 @@ def _activation_schemes(
     form = target.activations
     hard = {name for name in placement.kernels if nodes[name].target is aten.hardsigmoid.default}
     roots = {
-        name: HARD_SIGMOID if name in hard else _scheme(name, ranges, form) for name in placement.roots()
+        name: _scheme((name, *placement.covered.get(name, ())), ranges, form)
+        for name in placement.roots()
+        if name not in hard
     }
+    roots |= dict.fromkeys(hard, HARD_SIGMOID)
     chosen: dict[str, ActivationScheme] = {}
     for name, root in placement.tensors.items():
         if name in placement.kernels and nodes[name].target in GATES:
@@ -182,12 +185,17 @@ def _repeated(scheme: ActivationScheme, root: str) -> ActivationScheme:
     return replace(scheme, scale=read.scale, zero_point=read.zero_point, read_as=None, shares=root)
 
 
-def _scheme(name: str, ranges: Mapping[str, Range], form: Scheme) -> ActivationScheme:
-    if name not in ranges:
-        raise InputError(f"there is no range for {name}", hint="calibrate the tensors of tensors_to_observe")
-    if not ranges[name].finite:
-        raise InputError(f"the range of {name} is {ranges[name]}", hint="look at the calibration data")
-    return _covering(ranges[name], form)
+def _scheme(names: tuple[str, ...], ranges: Mapping[str, Range], form: Scheme) -> ActivationScheme:
+    """Return one scheme for all of some tensors."""
+    for name in names:
+        if name not in ranges:
+            raise InputError(
+                f"there is no range for {name}", hint="calibrate the tensors of tensors_to_observe"
+            )
+        if not ranges[name].finite:
+            raise InputError(f"the range of {name} is {ranges[name]}", hint="look at the calibration data")
+    low, high = min(ranges[name].low for name in names), max(ranges[name].high for name in names)
+    return _covering(Range(low, high), form)
 
 
 def _covering(found: Range, form: Scheme) -> ActivationScheme:

@@ -7,7 +7,7 @@ weights. A plan prints as a table and goes through JSON unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -72,7 +72,8 @@ class Quantize:
         for name in ("equalize", "smooth", "correct_bias"):
             if getattr(self, name) not in (None, True, False):
                 raise InputError(f"{name} is True, False or None, not {getattr(self, name)!r}")
-        if isinstance(self.exclude, str) or not all(isinstance(item, str) for item in self.exclude):
+        iterable = isinstance(self.exclude, Iterable) and not isinstance(self.exclude, str)
+        if not iterable or not all(isinstance(item, str) for item in self.exclude):
             raise InputError(f"exclude is a list of patterns, not {self.exclude!r}")
         size = self.block_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 16 or size & (size - 1):

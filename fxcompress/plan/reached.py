@@ -32,7 +32,7 @@ def reached(
     if not idle:
         return placement
     spared = again(idle)
-    if not set(spared.roots()) <= set(ranges):
+    if not set(spared.observed()) <= set(ranges):
         return placement
     spared.declined.update(dict.fromkeys(idle, UNREACHED))
     return spared

@@ -9,9 +9,8 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import fx
@@ -19,7 +18,7 @@ from torch import fx
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.ops.quantization import Kind, activations, role
-from fxcompress.plan.eligibility import operand
+from fxcompress.plan.eligibility import excluded, operand
 from fxcompress.plan.quantization_plan import Declined
 from fxcompress.plan.tables import lookups, table_fault
 
@@ -120,17 +119,13 @@ def _fault(program: Program, node: fx.Node, exclude: Sequence[str], smallest: in
         return "it does not compute in float32"
     if source.op == "get_attr":
         return "its input is a parameter"
-    if any(fnmatchcase(name, pattern) for pattern in exclude for name in _names(node, weight)):
+    if excluded(exclude, node, weight):
         return "excluded by name"
     if walk.value(weight).numel() < smallest:
         return f"its weight has {walk.value(weight).numel()} elements, fewer than the {smallest} that pay"
     if not bool(walk.tensor(program, weight).isfinite().all()):
         return "its weight holds a NaN or an infinity"
     return None
-
-
-def _names(node: fx.Node, weight: fx.Node) -> Iterator[str]:
-    yield from (node.name, str(weight.target), walk.module_path(node))
 
 
 def _unshared(
@@ -142,8 +137,9 @@ def _unshared(
     for product in found:
         same = [other for other in found if other.weight is product.weight]
         others = set(product.weight.users) - readers
-        if exclude is not None and table_fault(program, product.weight, exclude) is None:
-            others -= set(lookups(product.weight))
+        rows = set() if exclude is None else set(lookups(product.weight))
+        if rows and table_fault(program, product.weight, exclude or ()) is None:
+            others -= rows
         if not others and len({other.axis for other in same}) == 1:
             kept.append(product)
             continue

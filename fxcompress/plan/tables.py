@@ -7,7 +7,6 @@ those are made floats again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import fx
@@ -15,7 +14,7 @@ from torch import fx
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.ops.quantization import Kind, role
-from fxcompress.plan.eligibility import operand
+from fxcompress.plan.eligibility import excluded, operand
 
 SMALLEST = 1 << 18
 """Elements of a table, 1 MiB of floats, below which the file gains too little for three more operators."""
@@ -61,9 +60,7 @@ def table_fault(
         return "it is no matrix of float32"
     if rows.numel() < smallest or rows.shape[1] < NARROWEST:
         return f"its {rows.numel()} elements in rows of {rows.shape[1]} are too few to pay"
-    readers = lookups(weight)
-    names = [str(weight.target), *(name for node in readers for name in (node.name, walk.module_path(node)))]
-    if any(fnmatchcase(name, pattern) for name in names if name for pattern in exclude):
+    if any(excluded(exclude, reader, weight) for reader in lookups(weight)):
         return "excluded by name"
     if not bool(walk.tensor(program, weight).isfinite().all()):
         return "it holds a NaN or an infinity"

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fxcompress.errors import ProofError
 from fxcompress.graph.execute import run_flat
 from fxcompress.graph.program import Program
+from fxcompress.proof.distance import distance, size
 from fxcompress.proof.exposure import outputs_of
 
 ROOM = 2.0
@@ -60,8 +58,8 @@ def half_bound(
                 f"output {name!r} is {theirs.dtype}{list(theirs.shape)} in the session and "
                 f"{mine.dtype}{list(mine.shape)} in the program"
             )
-        error = _distance(theirs, mine)
-        bound = ROOM * _distance(mine, wanted) + STEPS * eps * _distance(mine, np.zeros_like(mine))
+        error = distance(theirs, mine)
+        bound = ROOM * distance(mine, wanted) + STEPS * eps * size(mine)
         if not error <= bound:
             raise ProofError(
                 f"output {name!r} of the session is {error:.3g} away from the program in half precision; "
@@ -69,7 +67,3 @@ def half_bound(
             )
         judged.append(HalfBound(error, bound, name))
     return max(judged, key=lambda item: item.error / item.bound if item.bound > 0 else 0.0)
-
-
-def _distance(left: NDArray[Any], right: NDArray[Any]) -> float:
-    return float(np.linalg.norm((left.astype(np.float64) - right.astype(np.float64)).ravel()))

@@ -37,6 +37,7 @@ from fxcompress.errors import ProofError
 from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.program import Program
+from fxcompress.proof.distance import distance, gap, largest, size
 from fxcompress.proof.exposure import inner_values, outputs_of
 
 SHARE = 0.5
@@ -126,12 +127,11 @@ def check_tail(name: str, mine: NDArray[Any], theirs: NDArray[Any]) -> None:
     """What follows the last quantization is float arithmetic on equal integers."""
     if mine.shape != theirs.shape:
         raise ProofError(f"output {name!r} is {theirs.shape} in the session and {mine.shape} in the program")
-    expected = mine.astype(np.float64)
-    gap = np.abs(expected - theirs).max(initial=0.0)
-    explained = TAIL * np.abs(expected).max(initial=0.0)
-    if not gap <= explained:
+    apart = np.abs(gap(mine, theirs)).max(initial=0.0)
+    explained = TAIL * largest(mine)
+    if not apart <= explained:
         raise ProofError(
-            f"output {name!r} differs by {gap:.3g} from the session on equal integers; rounding explains "
+            f"output {name!r} differs by {apart:.3g} from the session on equal integers; rounding explains "
             f"{explained:.3g}"
         )
 
@@ -204,11 +204,9 @@ def end_to_end(
     exact = [tensor.numpy() for tensor in run_flat(float_program, inputs)]
     judged = []
     for name, theirs, unoptimised, mine, wanted in zip(names, session, plain, quantized, exact, strict=True):
-        cost = _distance(mine, wanted)
-        error = _distance(theirs, mine)
-        bound = (
-            SHARE * cost + NOISE * _distance(unoptimised, mine) + TAIL * _distance(mine, np.zeros_like(mine))
-        )
+        cost = distance(mine, wanted)
+        error = distance(theirs, mine)
+        bound = SHARE * cost + NOISE * distance(unoptimised, mine) + TAIL * size(mine)
         if not error <= bound:
             raise ProofError(
                 f"output {name!r} of the optimising session is {error:.3g} away from the int8 program; "
@@ -217,10 +215,6 @@ def end_to_end(
             )
         judged.append((error, bound, name))
     return max(judged, key=lambda item: item[0] / item[1] if item[1] > 0 else 0.0)
-
-
-def _distance(left: NDArray[Any], right: NDArray[Any]) -> float:
-    return float(np.linalg.norm((left.astype(np.float64) - right.astype(np.float64)).ravel()))
 
 
 def _cancels(node: fx.Node) -> bool:

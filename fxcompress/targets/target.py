@@ -132,6 +132,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.activations.per_channel:
             raise InputError("activations have one scale per tensor: no runtime knows another form")
+        if self.activations.bits != 8:
+            raise InputError("activations use all 8 bits: where sums would saturate, weights have 7")
         if self.activations.symmetric and not self.activations.signed:
             raise InputError("symmetric activations are int8: negative values have no uint8 around zero")
         for scheme in (self.weights, *(kernel.weights for kernel in self._all() if kernel.weights)):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxcompress.analysis.bounds import bounds
 from fxcompress.analysis.calibration import _decided, _Observer, calibrate
@@ -180,3 +181,13 @@ def test_ten_thousand_samples_hold_what_a_hundred_do(program, name):
         calibrate(program, stream(count), ["x", "relu"], estimator=estimator)
         sizes.append(sum(held(one) for one in made))
     assert sizes[0] == sizes[1]
+
+
+def test_what_is_padded_with_belongs_to_the_bounds() -> None:
+    def padded(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pad(torch.relu(x), (1, 1), value=-1.0), F.pad(torch.relu(x), (1, 1), mode="reflect")
+
+    program = capture(Apply(padded).eval(), torch.randn(2, 3, 5))
+    first, second = (node for node in program.graph.nodes if "pad" in node.name)
+    assert bounds(first).low == -1.0
+    assert bounds(second).low == 0.0

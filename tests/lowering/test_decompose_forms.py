@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fxcompress.errors import LoweringError
 from fxcompress.graph.capture import capture
@@ -19,7 +21,8 @@ from fxcompress.lowering.lift import lift
 from fxcompress.lowering.lower import lower
 from fxcompress.lowering.operator_forms import FORMS
 from fxcompress.lowering.provenance import values
-from fxcompress.proof.parity import float_parity
+from fxcompress.proof.parity import float_parity, parity_at_sizes
+from fxcompress.runtime.session import open_session, run
 from tests.ops.building import Net, aten
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -272,3 +275,32 @@ def test_positions_pooled_behind_an_attention(size: int) -> None:
     net.size = size
     program = capture(net, torch.randn(2, 6, 8))
     float_parity(program, lower(program), [torch.randn(5, 6, 8)])
+
+
+class Bags(nn.Module):
+    """Bags of the sizes that people write."""
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self.size, self.table = size, nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.size is None:
+            return F.embedding_bag(ids, self.table, mode="sum")
+        starts = torch.arange(0, ids.numel(), self.size)
+        return F.embedding_bag(ids, self.table, starts, mode="mean")
+
+
+def test_bags_of_a_single_id_run_at_any_batch() -> None:
+    """The step of `arange` is one, and a captured graph leaves it out."""
+    program = capture(Bags(None).eval(), torch.randint(0, 9, (2, 1)))
+    parity_at_sizes(program, lower(program))
+
+
+@pytest.mark.parametrize("length", [8, 10])
+def test_a_last_bag_may_be_shorter(length: int) -> None:
+    model, ids = Bags(4).eval(), torch.randint(0, 9, (length,))
+    program = capture(model, ids, dynamic_shapes={})
+    file = lower(program)
+    found = run(open_session(file), {program.signature.inputs[0]: ids.numpy()})
+    np.testing.assert_allclose(next(iter(found.values())), model(ids).detach().numpy(), rtol=1e-5)

@@ -19,7 +19,8 @@ from tests.lowering.graphs import assert_declines, assert_rewrites, floats, mode
 LOWEST = float(np.finfo(np.float32).min)
 CAUSAL = np.where(np.tri(5, dtype=bool), 0.0, LOWEST).astype(np.float32)
 TEXT = """
-    g (float[N,3,5,5] scores, float[N,3,5,4] v, bool[N,1,5,5] mask) => (float[N,3,5,4] y) {
+    g (float[N,3,5,4] q, float[N,3,4,5] k, float[N,3,5,4] v, bool[N,1,5,5] mask) => (float[N,3,5,4] y) {
+        scores = MatMul(q, k)
         m = Where(mask, zero, infinity)
         total = Add(scores, m)
         s = Softmax<axis=-1>(total)
@@ -29,7 +30,7 @@ TEXT = """
     }"""
 STORED = TEXT.replace("        m = Where(mask, zero, infinity)\n", "").replace(", bool[N,1,5,5] mask", "")
 TENSORS = {"zero": np.float32(0), "infinity": np.float32(-np.inf)}
-FEEDS = {"scores": floats(2, 3, 5, 5), "v": floats(2, 3, 5, 4, seed=1)}
+FEEDS = {"q": floats(2, 3, 5, 4), "k": floats(2, 3, 4, 5, seed=2), "v": floats(2, 3, 5, 4, seed=1)}
 
 
 def masks() -> NDArray[np.bool_]:
@@ -42,6 +43,7 @@ def masks() -> NDArray[np.bool_]:
 
 def test_rows_of_the_product_are_chosen() -> None:
     after = """
+        scores = MatMul(q, k)
         m = Where(mask, zero, infinity)
         m/numbers = Cast<to=1>(mask)
         m/count = ReduceSum<keepdims=1>(m/numbers, m/axis)
@@ -60,6 +62,7 @@ def test_rows_of_the_product_are_chosen() -> None:
 
 def test_a_stored_mask_under_which_every_row_sees_needs_no_guard() -> None:
     after = """
+        scores = MatMul(q, k)
         total = Add(scores, m)
         s = Softmax<axis=-1>(total)
         y = MatMul(s, v)
@@ -87,7 +90,7 @@ def test_declines_a_stored_mask_that_hides_everything_from_a_row(hidden: float) 
 def test_declines_what_is_no_guard_of_an_attention(old: str, new: str) -> None:
     text = TEXT.replace(old, new)
     if "v, safe" in new:
-        text = text.replace("float[N,3,5,4]", "float[N,3,5,5]")
+        text = text.replace("float[N,3,5,4]", "float[N,3,5,5]").replace("float[N,3,4,5]", "float[N,3,5,5]")
     assert_declines(lighten_guards, model_of(text, {**TENSORS, "one": np.float32(1)}))
 
 
@@ -128,3 +131,16 @@ def test_a_causal_program_has_no_guard() -> None:
     model = lower(program)
     assert not {"IsNaN", "Where"} & {node.op_type for node in model.graph.node}
     float_parity(program, model, (torch.randn(2, 3, 5, 4),))
+
+
+@pytest.mark.parametrize("text", [TEXT, STORED], ids=["computed", "stored"])
+def test_declines_where_the_scores_hide_something_by_themselves(text: str) -> None:
+    """A mask in the scores beside the one that is added: rows that see nothing are those of both."""
+    hidden = text.replace(
+        "        total =", "        left = Where(padded, infinity, scores)\n        total ="
+    )
+    hidden = hidden.replace("Add(scores, m)", "Add(left, m)").replace(
+        "float[N,3,5,4] v", "float[N,3,5,4] v, bool[N,1,1,5] padded"
+    )
+    tensors = {**TENSORS, **({"m": CAUSAL} if text is STORED else {})}
+    assert_declines(lighten_guards, model_of(hidden, tensors))

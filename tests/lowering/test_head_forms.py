@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fxcompress
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
 from fxcompress.lowering.head_forms import MULTI_HEAD_ATTENTION, use_multi_head_attention
@@ -123,3 +124,29 @@ def test_the_harness_sees_another_scale() -> None:
     (node,) = model.graph.node
     (scale,) = [entry for entry in node.attribute if entry.name == "scale"]
     assert scale.f == pytest.approx(0.75**2)
+
+
+class Windows(nn.Module):
+    """Attention within windows of eight tokens, whose rows are put together again at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.reshape(-1, 8, 12)
+        q, k, v = (part(windows).unflatten(-1, (3, 4)).transpose(1, 2) for part in self.parts)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 8, 12)
+        return x + mixed.reshape(-1, 32, 12)
+
+
+def test_tokens_that_are_regrouped_behind_keep_their_shape() -> None:
+    result = fxcompress.optimize(Windows().eval(), torch.randn(2, 32, 12))
+    x = torch.randn(3, 32, 12)
+    (found,) = result.session().run(None, {result.program.signature.inputs[0]: x.numpy()})
+    assert found.shape == (3, 32, 12)
+
+
+def test_one_query_for_a_batch_of_keys_stays_in_its_parts() -> None:
+    text = TEXT.replace("float[N,5,12] a", "float[1,5,12] a")
+    assert_declines(use_multi_head_attention, model_of(text, TENSORS))

@@ -69,3 +69,10 @@ def test_declines_what_is_no_guarded_mask(old: str, new: str) -> None:
 
 def test_declines_another_number() -> None:
     assert_declines(mask_with_infinity, model_of(TEXT, {**TENSORS, "lowest": np.float32(-1e4)}))
+
+
+def test_a_mask_that_an_unguarded_attention_reads_too_stays() -> None:
+    """Minus infinity would turn its rows that see nothing into NaN, where torch averages."""
+    text = TEXT.replace("(float[N,4] y)", "(float[N,4] y, float[N,4] plain)")
+    text = text.replace("y = Where", "other = Add(scores, m) plain = Softmax<axis=-1>(other) y = Where")
+    assert_declines(mask_with_infinity, model_of(text, TENSORS))

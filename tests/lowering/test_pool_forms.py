@@ -64,3 +64,11 @@ def test_declines_axes_that_are_computed() -> None:
         "g (float[N,3,4,5] x, int64[2] axes) => (float[a,b,c,d] y) { y = ReduceMean<keepdims=1>(x, axes) }"
     )
     assert_declines(use_global_average_pool, model)
+
+
+def test_declines_a_mean_in_float64() -> None:
+    model = model_of(
+        "g (double[N,3,4,5] x) => (double[N,3,1,1] y) { y = ReduceMean<keepdims=1>(x, axes) }",
+        {"axes": np.array([2, 3])},
+    )
+    assert_declines(use_global_average_pool, model)

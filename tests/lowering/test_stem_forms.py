@@ -110,6 +110,25 @@ def test_other_convolutions_stay(model: onnx.ModelProto) -> None:
     assert_declines(use_space_to_depth, model)
 
 
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_weight_with_zero_points_stays(zero: int) -> None:
+    """The taps that blocks add are integers of zero, and those stand for other numbers there."""
+    text = TEXT.format(channels=3, height=12, width=24, stride=2, pads="1, 1, 1, 1", more="")
+    tensors = {
+        "s": np.float32(0.02),
+        "z": np.uint8(117),
+        "t": np.float32(0.3),
+        "stored": whole(5, 3, 3, 3),
+        "scales": np.linspace(0.01, 0.02, 5, dtype=np.float32),
+        "points": np.full(5, zero, np.int8),
+    }
+    model = model_of(text.replace("(stored, scales)", "(stored, scales, points)"), tensors)
+    if zero:
+        assert_declines(use_space_to_depth, model)
+    else:
+        assert apply(use_space_to_depth, model)[0] == 1
+
+
 def test_a_weight_with_another_reader_stays() -> None:
     text = TEXT.format(channels=3, height=12, width=24, stride=2, pads="1, 1, 1, 1", more="")
     text = text.replace(" y) {", " y, float[5,3,3,3] e) {").replace("p = Quant", "e = Mul(w, w) p = Quant")

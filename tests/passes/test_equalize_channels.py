@@ -179,3 +179,36 @@ def test_a_constant_does_not_move_past_padding():
     example = torch.randn(8, 3, 6, 6)
     outcome = EqualizeChannels([example]).run(capture(model, (example,)))
     assert not any("constants" in line for line in outcome.changed)
+
+
+def spread_square(*middle: nn.Module, turn: tuple[int, ...]) -> nn.Module:
+    """A convolution of eight channels on eight rows, turned before a linear."""
+    layers = {f"m{index}": layer for index, layer in enumerate(middle)}
+    turned = Apply(lambda m, x: m.b(m.a(x).permute(*turn)), a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 4), **layers)
+    with torch.no_grad():
+        turned.a.weight.mul_(_laid(turned.a.weight, 0))
+        turned.b.weight.div_(_laid(turned.b.weight, 1))
+    return turned
+
+
+def test_channels_are_followed_forward_through_a_permutation():
+    case = Case("last", lambda: spread_square(turn=(0, 2, 3, 1)), (4, 3, 8, 8))
+    program, example = captured(case)
+    outcome = EqualizeChannels([example], absorb=False).run(program)
+    assert outcome.changed[0].startswith("conv2d with linear")
+    assert_same_function(program.to(torch.float64), outcome.program.to(torch.float64))
+
+
+def test_rows_are_not_taken_for_channels():
+    """Eight rows and eight channels: the inverse permutation would fit, and be another function."""
+    assert "sums over another axis" in declined(spread_square(turn=(0, 3, 1, 2)), (4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(3, 1, 1)])
+def test_pooling_over_the_channels_is_declined(pool: nn.Module):
+    width = 4 if pool.kernel_size == 2 else 8
+    model = Chain(a=nn.Linear(5, 8), p=pool, b=nn.Linear(width, 3))
+    with torch.no_grad():
+        model.a.weight.mul_(_laid(model.a.weight, 0))
+        model.b.weight.div_(SPREAD[:width])
+    assert "pools over the channels" in declined(model, (16, 6, 5), "linear")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxcompress.graph.capture import capture
 from fxcompress.passes.fuse_affine import FuseAffine
@@ -200,3 +201,16 @@ def test_listing_before_and_after() -> None:
         "  output: f32[batch, 6] = linear",
     ]
     assert outcome.changed == ("mul into linear",)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda m, x: F.linear(x * 2.0, m.v), lambda m, x: F.linear(x, m.v) + 1.0],
+    ids=["before", "behind"],
+)
+def test_a_linear_whose_weight_is_a_vector_stays(function: Function) -> None:
+    model = Apply(function, v=torch.randn(4)).eval()
+    program = capture(model, torch.randn(3, 4))
+    outcome = FuseAffine().run(program)
+    assert outcome.program is program
+    assert any("is a vector" in item.reason for item in outcome.declined)

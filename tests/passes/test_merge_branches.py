@@ -113,3 +113,17 @@ def test_a_block_of_repvgg_becomes_one_convolution() -> None:
     merged = Journal().apply_all(LOSSLESS, program)
     assert short(merged) == ["conv2d", "relu", "conv2d", "relu"]
     assert_same_function(program, merged, 1e-11)
+
+
+def test_a_transposed_branch_is_no_kernel_beside_a_plain_one() -> None:
+    """`aten.convolution` is both, told apart by a flag."""
+
+    def both(m: nn.Module, x: Tensor) -> Tensor:
+        plain = torch.ops.aten.convolution.default(x, m.v, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        other = torch.ops.aten.convolution.default(x, m.w, None, [1, 1], [1, 1], [1, 1], True, [0, 0], 1)
+        return plain + other
+
+    found = Case(
+        "flag", lambda: Apply(both, v=torch.randn(4, 4, 3, 3), w=torch.randn(4, 4, 3, 3)), (2, 4, 6, 6)
+    )
+    assert_declines(MergeBranches(), found, "transposed")

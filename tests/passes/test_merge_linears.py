@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fxcompress.graph.capture import capture
 from fxcompress.passes.merge_linears import MergeLinears
@@ -76,3 +77,15 @@ def test_a_nonlinearity_between_is_no_site() -> None:
     found = case("relu", nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2))
     program = capture(found.model(), found.example())
     assert MergeLinears().run(program).program is program
+
+
+def test_a_bias_of_one_number_is_declined() -> None:
+    """`F.linear` takes a bias of any shape that broadcasts."""
+
+    def twice(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.linear(x, m.v, m.b), m.w)
+
+    found = Case(
+        "scalar", lambda: Apply(twice, v=torch.randn(9, 4), w=torch.randn(5, 9), b=torch.zeros(())), (2, 3, 4)
+    )
+    assert_declines(MergeLinears(), found, "not one number per channel")

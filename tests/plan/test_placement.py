@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fxcompress.analysis.calibration import calibrate
+from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
+from fxcompress.ops.quantization import Kind
 from fxcompress.plan.placement import NOT_CHOSEN, place
+from fxcompress.plan.quantization_plan import Quantize
+from fxcompress.targets.portable import portable
+from fxcompress.targets.target import Scheme
 from tests.passes.models import Apply, Chain
-from tests.plan.quantized import VNNI, placed
+from tests.plan.quantized import VNNI, placed, planned
 
 IMAGE = (torch.randn(2, 16, 8, 8),)
 ROWS = (torch.randn(3, 12),)
@@ -265,3 +273,55 @@ def test_deep_chains_of_additions_are_placed_quickly():
 
     found = placed(Apply(forward, c=conv(), d=conv()), (torch.randn(2, 16, 4, 4),))
     assert found.kernels["add_59"] == "QLinearAdd"
+
+
+class Shared(nn.Module):
+    """Two concatenations with an operand in common, the other operands of very different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.d = (nn.Conv2d(3, 4, 1) for _ in range(3))
+        self.e, self.f = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, d = self.a(x), self.b(50.0 * x), self.d(x)
+        return self.e(torch.cat([a, b], 1)) + self.f(torch.cat([a, d], 1))
+
+
+def test_a_shared_scale_covers_all_that_share_it():
+    program = capture(Shared().eval(), (torch.randn(4, 3, 6, 6),))
+    plan = planned(program, target=portable())
+    owners = {
+        plan.activations[name].shares or name for name in ("conv2d", "conv2d_1", "conv2d_2", "cat", "cat_1")
+    }
+    assert len(owners) == 1
+    seen = calibrate(program, [program.example.args], ["conv2d_1", "cat", "cat_1"])
+    low, high = plan.activations[owners.pop()].affine.range
+    for found in seen.values():
+        assert low <= found.low + 0.51 * (high - low) / 255
+        assert found.high <= high + 0.51 * (high - low) / 255
+
+
+def test_a_mean_with_the_scale_of_its_input_does_not_narrow_it():
+    target = replace(portable(), shared_scales=frozenset({Kind.GLOBAL_AVERAGE}))
+    model = Apply(lambda m, x: m.d(m.c(x).mean((2, 3), keepdim=True)), c=conv(), d=conv(k=1))
+    program = capture(model.eval(), (torch.randn(4, 16, 9, 9),))
+    plan = planned(program, target=target)
+    (seen,) = calibrate(program, [program.example.args], ["conv2d"]).values()
+    low, high = plan.activations["conv2d"].affine.range
+    assert high - low >= 0.99 * (seen.high - seen.low)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"activations": Scheme("uint8", bits=7)}, "all 8 bits")],
+)
+def test_a_target_that_nothing_would_honour_is_refused(fields: dict, said: str):
+    with pytest.raises(InputError, match=said):
+        replace(portable(), **fields)
+
+
+@pytest.mark.parametrize("exclude", [None, 3, "head*", ["a", 1]])
+def test_exclude_is_a_list_of_patterns(exclude: object):
+    with pytest.raises(InputError, match="list of patterns"):
+        Quantize(exclude=exclude)
