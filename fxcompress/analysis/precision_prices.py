@@ -28,6 +28,7 @@ price: in ConvNeXt and ViT the sum is that much too low, and alike for all choic
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -172,7 +173,9 @@ class _Pricer:
                 self.blocked.add(node)
 
     def _head(self, node: fx.Node) -> fx.Node:
-        """The operator that decides for a node: its maker where it is absorbed, fused or layout."""
+        """The operator that decides for a node: its maker where it is absorbed, fused, layout or a part of it."""
+        if node.target is operator.getitem:
+            return self.head.get(node.all_input_nodes[0], node)
         row = role(node)
         sources = [] if row is None else activations(node, row)
         if not sources or sources[0] not in self.head:
@@ -211,9 +214,7 @@ class _Pricer:
     def vertex(self, head: fx.Node, members: Sequence[fx.Node], errors: Mapping[str, float]) -> Vertex:
         """Measure one vertex."""
         names = tuple(node.name for node in members)
-        able = self.capable.get(head.name) != "" and all(
-            node.name in self.capable or turns_channels(node) for node in members
-        )
+        able = self.capable.get(head.name) != "" and all(self._is_able(node) for node in members)
         floats = integers = 0.0
         folded = {node for member in members if (node := fused_in_float(member)) is not None}
         for node in members:
@@ -228,6 +229,12 @@ class _Pricer:
         if not able:
             return Vertex(head.name, names, floats)
         return Vertex(head.name, names, floats, integers, math.fsum(errors.get(name, 0.0) for name in names))
+
+    def _is_able(self, node: fx.Node) -> bool:
+        """Whether a node can be in integers: by a kernel, as layout, or as a part of what can."""
+        if node.target is operator.getitem:
+            return node.all_input_nodes[0].name in self.capable
+        return node.name in self.capable or turns_channels(node)
 
     def _is_activation(self, node: fx.Node) -> bool:
         row = role(node)

@@ -73,6 +73,19 @@ def test_the_runtimes_own_fusions_are_one_vertex(tmp_path: Path) -> None:
     assert "HardSwish" in {kernel.activation for kernel in timer.seen}
 
 
+def test_parts_of_a_split_belong_to_what_is_split(tmp_path: Path) -> None:
+    """Else each part is a float vertex of its own, and integers seem to cost a conversion each."""
+
+    def halves(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        left, right = m.c(x).chunk(2, 1)
+        return m.d(torch.cat([right, left], 1))
+
+    found = by_name(priced(Apply(halves, c=conv(), d=conv()), IMAGE, tmp_path))
+    assert found["conv2d"].operators == ("conv2d", "getitem", "getitem_1")
+    assert math.isfinite(found["conv2d"].int8_ms)
+    assert not any(name.startswith("getitem") for name in found)
+
+
 def test_operators_without_integer_kernels_stay_in_float(tmp_path: Path) -> None:
     prices = priced(Chain(c=conv(), t=nn.Tanh(), d=conv()), IMAGE, tmp_path)
     assert by_name(prices)["tanh"].int8_ms == math.inf

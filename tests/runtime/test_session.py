@@ -34,6 +34,8 @@ def test_large_messages_go_through_a_file(monkeypatch: pytest.MonkeyPatch) -> No
 def test_options_are_those_of_an_honest_measurement() -> None:
     options = session_options(threads=2, optimize=False)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    # Sessions are timed beside each other: one must not spin while another runs.
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     assert options.graph_optimization_level.name == "ORT_DISABLE_ALL"
     assert session_options().graph_optimization_level.name == "ORT_ENABLE_ALL"
 
