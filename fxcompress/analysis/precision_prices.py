@@ -173,7 +173,7 @@ class _Pricer:
                 self.blocked.add(node)
 
     def _head(self, node: fx.Node) -> fx.Node:
-        """The operator that decides for a node: its maker where it is absorbed, fused, layout or a part of it."""
+        """The operator that decides for a node: its maker where it is absorbed, fused, layout or part."""
         if node.target is operator.getitem:
             return self.head.get(node.all_input_nodes[0], node)
         row = role(node)
