@@ -188,9 +188,24 @@ def batch_symbol(program: Program) -> str | None:
 
 def _flatten(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], checked: bool) -> list[Tensor]:
     if args and kwargs:
-        return program.flat_inputs(args, kwargs)
+        args, kwargs = (), _by_name(program, args, kwargs)
     given = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else (args or kwargs)
     return bind(program if checked else program.signature, given)
+
+
+def _by_name(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional and keyword arguments together, by the names of the program's inputs."""
+    names = program.signature.inputs
+    if len(args) > len(names):
+        raise InputError(
+            f"the model is called with {len(args) + len(kwargs)} inputs; it was captured with {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    placed = dict(zip(names, args, strict=False))
+    twice = placed.keys() & kwargs.keys()
+    if twice:
+        raise InputError(f"the model is called with two values for {', '.join(sorted(twice))}")
+    return {**placed, **kwargs}
 
 
 def _static_batch(program: Program) -> int | None:
@@ -203,7 +218,7 @@ def _in_pieces(runner: Runner, flat: Sequence[Tensor], size: int) -> list[Tensor
     """Run a model with a static batch on any number of samples.
 
     Raises:
-        InputError: an output is a single number, which no pieces make up.
+        InputError: an output is a single number, or has no row for each sample: no pieces make it up.
     """
     total = flat[0].shape[0]
     if total == size or total == 0 or any(value.dim() == 0 or value.shape[0] != total for value in flat):
@@ -212,9 +227,11 @@ def _in_pieces(runner: Runner, flat: Sequence[Tensor], size: int) -> list[Tensor
     for start in range(0, total, size):
         index = torch.arange(start, start + size).clamp(max=total - 1)
         pieces.append(runner([value.index_select(0, index) for value in flat]))
-        if any(value.dim() == 0 for value in pieces[-1]):
+        odd = next((value for value in pieces[-1] if value.dim() == 0 or value.shape[0] != size), None)
+        if odd is not None:
+            what = f"a tensor of {list(odd.shape)}" if odd.dim() else "one number"
             raise InputError(
-                f"the model returns one number for its fixed batch of {size}, and was called with {total}",
+                f"the model returns {what} for its fixed batch of {size}, and was called with {total}",
                 hint=f"call it with batches of {size} in evaluate, or capture it with a dynamic batch",
             )
     return [torch.cat(parts)[:total] for parts in zip(*pieces, strict=True)]

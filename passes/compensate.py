@@ -127,6 +127,9 @@ class Compensate:
         return Compensated(edited, tuple(changed), tuple(declined), before, after, *counts)
 
 
+SPARSE = 0.1
+"""The share of exact zeros from which a weight counts as sparsified; training leaves next to none."""
+
 _NO_GAIN = "no correction brings it closer to the original on samples that no fit saw"
 
 
@@ -143,8 +146,8 @@ def _refit(run: SideBySide, site: Site, *, masked: bool) -> str | None:
         )
     dampings = COARSE if fitted.xx.shape[1] >= WIDE else DAMPINGS
     fit = best_fit(fitted, judged, dampings, intercept=site.bias is not None)
-    if masked:
-        stored = site.form.matrix(walk.tensor(run.pruned.program, site.form.weight).detach())
+    stored = site.form.matrix(walk.tensor(run.pruned.program, site.form.weight).detach())
+    if masked or float((stored == 0).double().mean()) > SPARSE:  # the zeros of whoever sparsified it stay
         fit = Fit(torch.where(stored == 0, 0.0, fit.weight), fit.bias)
     before, after = (_total(judged, made, site) for made in (None, fit))
     if not after < before:

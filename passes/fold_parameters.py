@@ -134,16 +134,19 @@ def _leaves_region(node: Node, constant: set[Node]) -> bool:
 
 def _leaves(node: Node) -> Iterator[Node]:
     """Yield the stored tensors that a node depends on, each once."""
+    return (item for item in _region(node) if item.op == "get_attr")
+
+
+def _region(node: Node) -> set[Node]:
+    """A node and all that it depends on."""
     seen: set[Node] = set()
     stack = [node]
     while stack:
         current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if current.op == "get_attr":
-            yield current
-        stack.extend(current.all_input_nodes)
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return seen
 
 
 def _freed(node: Node, constant: set[Node]) -> int:
@@ -175,12 +178,12 @@ class _Values:
         return value.detach().clone(memory_format=torch.contiguous_format)
 
     def _evaluate(self, node: Node) -> Any:
-        if node not in self._known:
-            if node.op == "get_attr":
-                self._known[node] = tensor(self._program, node)
+        for earlier in sorted(_region(node) - self._known.keys()):  # in graph order, so chains may be long
+            if earlier.op == "get_attr":
+                self._known[earlier] = tensor(self._program, earlier)
             else:
-                args = torch.fx.map_arg(node.args, self._evaluate)
-                kwargs = torch.fx.map_arg(node.kwargs, self._evaluate)
+                args = torch.fx.map_arg(earlier.args, self._known.__getitem__)
+                kwargs = torch.fx.map_arg(earlier.kwargs, self._known.__getitem__)
                 with torch.no_grad():
-                    self._known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    self._known[earlier] = earlier.target(*args, **kwargs)  # type: ignore[operator]
         return self._known[node]

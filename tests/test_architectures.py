@@ -40,6 +40,9 @@ from tests.architectures.programs import (
     zeroed,
 )
 
+LARGE = ("hf_gpt2", "hf_bert", "hf_vit")
+"""Proven whole in the slow tier; their parts are in the default one."""
+
 each_architecture = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in NAMES]
 )
@@ -87,7 +90,10 @@ def pruned_and_proven(name: str, seed: int) -> Program:
     return pruned
 
 
-@each_architecture
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in {*VARIANTS, *LARGE} else []) for name in NAMES],
+)
 def test_pruned_fused_and_lowered(name: str) -> None:
     deployed = Journal().apply_all(LOSSLESS, pruned_and_proven(name, 0))
     float_parity(deployed, lower(deployed), at_sizes(deployed, name, 5, 17))

@@ -57,7 +57,10 @@ def closeness(model: nn.Module):
     return evaluate
 
 
-@pytest.mark.parametrize("measured", [True, False], ids=["metric", "output error"])
+@pytest.mark.parametrize(
+    "measured",
+    [pytest.param(True, marks=pytest.mark.slow, id="metric"), pytest.param(False, id="output error")],
+)
 def test_only_the_layers_that_hurt_stay_in_float(fragile: nn.Module, measured: bool):
     options = {"quantize": "int8", "calibration": IMAGES, "target": "portable"}
     with_metric = {"evaluate": closeness(fragile)} if measured else {}

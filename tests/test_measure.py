@@ -144,3 +144,46 @@ def test_one_number_per_fixed_batch_cannot_be_put_together() -> None:
     assert call(torch.ones(4, 3)) == 1
     with pytest.raises(InputError, match="one number for its fixed batch of 4, and was called with 6"):
         call(torch.ones(6, 3))
+
+
+class TwoInputs(nn.Module):
+    """Scores of tokens, those under a mask alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.table(ids) * mask.unsqueeze(-1)
+
+
+def test_positional_and_keyword_arguments_mix_as_they_do_for_the_model() -> None:
+    """Once an argument that the captured call had elsewhere was dropped, or raised KeyError."""
+    model = TwoInputs().eval()
+    ids, mask = torch.randint(0, 20, (3, 5)), torch.rand(3, 5)
+    for example in ((ids, mask), {"ids": ids, "mask": mask}):
+        program = capture(model, example)
+        face = as_model(program, program_runner(program))
+        torch.testing.assert_close(face(ids, mask=mask), model(ids, mask))
+        for args, kwargs in (
+            ((ids,), {"ids": ids}),
+            ((ids,), {"other": mask}),
+            ((ids, mask), {"more": mask}),
+        ):
+            with pytest.raises(InputError):
+                face(*args, **kwargs)
+
+
+def test_outputs_without_a_row_for_each_sample_cannot_be_put_together() -> None:
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.known = nn.Parameter(torch.randn(5, 7))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * 2.0, self.known * 3.0
+
+    program = capture(torch.export.export(Prototypes().eval(), (torch.randn(4, 3),)))
+    face = as_model(program, program_runner(program))
+    with pytest.raises(InputError, match=r"a tensor of \[5, 7\]"):
+        face(torch.randn(6, 3))

@@ -77,6 +77,7 @@ SECOND = frozenset(
         "mixture_of_experts",
         "dense_block",
         "unpooled",
+        "gru_time_first",
     ]
 )
 """Second forms of an idea, or tested elsewhere: in the slow tier only."""

@@ -246,7 +246,20 @@ class _Collector(Executor):
         )
 
     def evidence(self) -> Evidence:
-        """The averages."""
+        """The averages.
+
+        Raises:
+            InputError: an activation held a NaN or an infinity.
+        """
+        for (_, (name, _)), total in self.sums.items():
+            if not bool(total.isfinite().all()):
+                node = next(node for node in self.sites if node.name == name)
+                raise InputError(
+                    f"{name} holds a NaN or an infinity for the calibration data",
+                    hint="look at the calibration data, and at the model's numerics on it",
+                    node=node.format_node(),
+                    source=walk.source(node),
+                )
         seen = max(self.seen, 1)
         means = {
             (what, site): (total / (seen if what.startswith("gate") else self.counts[site])).numpy()

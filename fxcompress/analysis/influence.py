@@ -131,7 +131,9 @@ class _Watcher(Executor):
 
 
 def _cosines(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Per token, or per sample where a tensor holds none."""
+    """Per token, or per sample where a tensor holds none; a vector is one sample."""
+    if left.dim() < 2:
+        left, right = left.reshape(1, -1), right.reshape(1, -1)
     if left.dim() == _TOKENS:
         return torch.nn.functional.cosine_similarity(left, right, dim=-1)
     return torch.nn.functional.cosine_similarity(left.flatten(1), right.flatten(1), dim=1)

@@ -58,6 +58,10 @@ def _tensor(label: Any) -> Tensor:
         raise InputError(f"a label of type {type(label).__name__} is not understood", hint=_HINT) from error
 
 
+IGNORED = -100
+"""The label of a sample that has none, as in `torch.nn.functional.cross_entropy`."""
+
+
 def _against(output: Tensor, label: Tensor) -> Tensor | None:
     """The loss of one output; None where the label does not fit it."""
     if label.is_floating_point():
@@ -71,16 +75,19 @@ def _against(output: Tensor, label: Tensor) -> Tensor | None:
     else:
         return None
     classes = logits.shape[1]
-    if bool((label >= classes).any()):
+    odd = (label >= classes) | ((label < 0) & (label != IGNORED))
+    if bool(odd.any()):
         raise InputError(
-            f"a label is {int(label.max())}, and the model has {classes} classes",
-            hint=f"labels are whole numbers from 0 to {classes - 1}",
+            f"a label is {int(label[odd][0])}, and the model has {classes} classes",
+            hint=f"labels are whole numbers from 0 to {classes - 1}, or {IGNORED} for none",
         )
     return functional.cross_entropy(logits, label.long(), reduction="sum")
 
 
 def _against_itself(output: Tensor, generator: torch.Generator) -> Tensor:
     """The loss for a label drawn from the model's own prediction."""
+    if not bool(output.isfinite().all()):
+        return output.sum()  # which the caller refuses, since it is no number
     if output.dim() == 2 and output.shape[1] > 1:
         drawn = torch.multinomial(output.detach().double().softmax(1), 1, generator=generator)[:, 0]
         return functional.cross_entropy(output, drawn, reduction="sum")

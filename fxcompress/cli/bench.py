@@ -60,11 +60,10 @@ def bench(
     feeds = (
         npz(inputs) if inputs else feeds_for(files[0], batch=batch, sizes=dict(_size(item) for item in sizes))
     )
+    batch = next((len(value) for value in feeds.values() if value.ndim), 1)
     with Steps() as step:
         step(f"timing {len(files)} files, {rounds} rounds")
         comparison = compare(models, feeds, threads=threads, rounds=rounds)
-    if inputs:
-        batch = len(next(iter(feeds.values())))
     if as_json:
         emit(_dict(comparison, models, batch))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from fxcompress.errors import InputError
@@ -13,16 +14,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises InputError when the directory is missing or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.name:
+        raise InputError(f"{str(path)!r} is no name of a file", hint="add one: out/model.fxc")
     try:
-        try:
-            with temporary.open("xb") as file:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            staged = Path(folder, path.name)  # apart for every writer, and of the umask's permissions
+            with staged.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            staged.replace(path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}",

@@ -57,6 +57,11 @@ def capture(
     if isinstance(model, str | os.PathLike):
         model = _load(Path(model), trust)
     if isinstance(model, ExportedProgram):
+        if dynamic_shapes is not None:
+            raise InputError(
+                "an exported program has the dynamic dimensions that it was exported with",
+                hint="pass dynamic_shapes to torch.export.export, or the module instead of the program",
+            )
         return _from_exported(model, example_inputs)
     model = unwrapped(model)
     refuse_training(model)

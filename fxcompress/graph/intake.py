@@ -101,10 +101,7 @@ def _masked(program: Program, node: Node) -> str | None:
     """Settle one product of a parameter with its mask; return the parameter's name."""
     if node.target is not torch.ops.aten.mul.Tensor:
         return None
-    operands = [
-        item.all_input_nodes[0] if item.target is torch.ops.aten.to.dtype else item
-        for item in node.all_input_nodes
-    ]
+    operands = _operands(node)
     by_name = {str(item.target): item for item in operands if item.op == "get_attr"}
     for name in by_name:
         base = name.removesuffix("_orig")
@@ -113,6 +110,26 @@ def _masked(program: Program, node: Node) -> str | None:
         weight, mask = walk.tensor(program, by_name[name]), walk.tensor(program, by_name[f"{base}_mask"])
         if weight.shape != mask.shape or not bool(((mask == 0) | (mask == 1)).all()):
             continue
+        if not _only_masked(by_name[name], by_name[f"{base}_mask"]):
+            continue
         edit.set_tensor(program, name, weight.detach() * mask)
         return name
     return None
+
+
+def _operands(node: Node) -> list[Node]:
+    """What an operator reads, through changes of type."""
+    return [
+        item.all_input_nodes[0] if item.target is torch.ops.aten.to.dtype else item
+        for item in node.all_input_nodes
+    ]
+
+
+def _only_masked(weight: Node, mask: Node) -> bool:
+    """Whether a parameter is read under its mask alone: one that is tied is also read without it."""
+    casts = [reader for reader in weight.users if reader.target is torch.ops.aten.to.dtype]
+    readers = [reader for source in (weight, *casts) for reader in source.users if reader not in casts]
+    return all(
+        reader.target is torch.ops.aten.mul.Tensor and set(_operands(reader)) == {weight, mask}
+        for reader in readers
+    )

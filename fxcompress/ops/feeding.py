@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Node
 
+from fxcompress.graph import walk
 from fxcompress.ops.arguments import arguments
+from fxcompress.ops.einsum import spelled
 from fxcompress.ops.families import CELLS, CONVOLUTIONS, RECURRENT, TRANSPOSED
 
 aten = torch.ops.aten
@@ -74,10 +76,9 @@ def _attention(bound: dict[str, Any]) -> list[Feed]:
 
 
 def _einsum(bound: dict[str, Any]) -> list[Feed]:
-    left, _, right = bound["equation"].replace(" ", "").partition("->")
-    if "." in left:
+    if "." in bound["equation"]:
         return []
-    terms = left.split(",")
+    terms, right = spelled(bound["equation"], [_rank(tensor) for tensor in bound["tensors"]])
     found = []
     for place, (term, source) in enumerate(zip(terms, bound["tensors"], strict=True)):
         for dim, letter in enumerate(term):
@@ -127,7 +128,12 @@ FED: dict[Any, Row] = {
 
 
 def fed(node: Node) -> list[Feed]:
-    """The activations that `node` contracts; empty for operators that contract none."""
+    """The activations that `node` contracts; empty for operators that contract none.
+
+    A sum over a dimension whose size follows the inputs (over tokens) is none: it holds no channels.
+    """
     row = FED.get(node.target)
     feeds = [] if row is None else row(arguments(node))
-    return [feed for feed in feeds if feed.source.op != "get_attr"]
+    return [
+        feed for feed in feeds if feed.source.op != "get_attr" and not walk.is_symbolic(feed.source, feed.dim)
+    ]

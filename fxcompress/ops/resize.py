@@ -241,6 +241,13 @@ def _repeat_interleave(resizing: Resizing, node: Node) -> Change | None:
     return Change({"output_size": resizing.size(bound["output_size"], resizing.space.of(node)[bound["dim"]])})
 
 
+def _cross(resizing: Resizing, node: Node) -> Change | None:
+    """Left out, the dimension is the first of size three, and another one may come to have that size."""
+    if arguments(node)["dim"] is not None:
+        return None
+    return Change({"dim": next(place for place, dim in enumerate(resizing.space.of(node)) if dim.size == 3)})
+
+
 def _pad(resizing: Resizing, node: Node) -> Change | None:
     """Padding laid around a dimension shrinks with it; the amounts are listed from the last dimension."""
     bound = arguments(node)
@@ -306,6 +313,7 @@ _ROWS: tuple[tuple[Row, tuple[Any, ...]], ...] = (
     (_narrow, (aten.narrow.default,)),
     (_pad, (aten.pad.default, aten.constant_pad_nd.default)),
     (_repeat_interleave, (aten.repeat_interleave.self_int,)),
+    (_cross, (aten.cross.default,)),
 )
 
 RESIZES: dict[Any, Row] = {target: row for row, targets in _ROWS for target in targets}

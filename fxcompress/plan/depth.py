@@ -11,8 +11,9 @@ from typing import Any, Self
 from fxcompress.analysis.cost import Cost
 from fxcompress.analysis.depth_price import depth_price
 from fxcompress.analysis.influence import MEASURES
-from fxcompress.analysis.residual import Block, residual_blocks
+from fxcompress.analysis.residual import Block, residual_blocks, terms
 from fxcompress.errors import BudgetError, InputError
+from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 
 COUNTED = ("macs", "params")
@@ -125,6 +126,7 @@ def plan_depth(program: Program, options: Depth, influence: Mapping[str, float])
     blocks = _blocks(program, influence)
     price = depth_price(program)
     protected = _protected(blocks, options.protect)
+    protected |= _kept_for_outputs(program, blocks, influence, protected)
     free = sorted((item for item in blocks if item.name not in protected), key=lambda b: influence[b.name])
 
     def left(names: Iterable[Block]) -> float:
@@ -178,6 +180,32 @@ def _protected(blocks: tuple[Block, ...], protect: tuple[str, ...]) -> dict[str,
                 hint=f"blocks are in modules like {blocks[0].module!r}",
             )
         reasons.update((item.name, f"protected by pattern {pattern!r}") for item in matched)
+    return reasons
+
+
+def _kept_for_outputs(
+    program: Program, blocks: tuple[Block, ...], influence: Mapping[str, float], protected: Mapping[str, str]
+) -> dict[str, str]:
+    """By block name, why it stays: with all blocks on the way gone, an output would be an input, or another
+    output.
+    """
+    by_name = {item.name: item for item in blocks}
+    outputs = set(walk.output_values(program))
+    reasons: dict[str, str] = {}
+    for node in outputs:
+        way: list[Block] = []
+        while node.name in by_name and (not way or node not in outputs):
+            way.append(by_name[node.name])
+            node = terms(node)[way[-1].identity]
+        if (
+            way
+            and (node.op == "placeholder" or node in outputs)
+            and not any(b.name in protected for b in way)
+        ):
+            last = max(way, key=lambda item: influence[item.name])
+            reasons[last.name] = (
+                "without any block, an output of the model would be an input or another output"
+            )
     return reasons
 
 

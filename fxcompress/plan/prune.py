@@ -157,7 +157,7 @@ class Prune:
         for name, value in (("loss", self.loss),):
             if value is not None and not callable(value):
                 raise InputError(f"{name}={value!r} is no function", hint="loss(outputs, label) -> scalar")
-        if self.compensate not in (None, True, False):
+        if not (self.compensate is None or isinstance(self.compensate, bool)):
             raise InputError(
                 f"compensate={self.compensate!r} is neither True, False nor None",
                 hint="leave it out to re-fit layers wherever there is calibration data",

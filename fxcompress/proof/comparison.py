@@ -177,19 +177,26 @@ class _Output:
                 f"{name} of the reference is NaN for the example inputs",
                 hint="pass example inputs for which the model gives numbers",
             )
-        if not self.inexact and not (
-            torch.equal(self.wanted, self.found) and torch.equal(self.other_wanted, self.other_found)
-        ):
+        if self.inexact:
+            self._check_infinities(name)
+        elif not (torch.equal(self.wanted, self.found) and torch.equal(self.other_wanted, self.other_found)):
             raise ProofError(f"{name}, of {self.wanted.dtype}, differs from the reference", hint=_FAULT)
+
+    def _check_infinities(self, name: str) -> None:
+        for wanted, found in ((self.wanted, self.found), (self.other_wanted, self.other_found)):
+            odd = ~(wanted.isfinite() & found.isfinite())
+            if bool((wanted[odd] != found[odd]).any()):
+                raise ProofError(f"{name} is infinite or NaN where the reference is not", hint=_FAULT)
 
     @property
     def inexact(self) -> bool:
         return self.wanted.is_floating_point() or self.wanted.is_complex()
 
     def moving(self) -> _Output:
-        """The entries that are not one constant, right in both answers."""
+        """The finite entries that are not one constant, right in both answers."""
         same = (self.found == self.wanted) & (self.other_found == self.other_wanted)
-        live = ~(same & (self.wanted == self.other_wanted))
+        numbers = self.wanted.isfinite() & self.other_wanted.isfinite()
+        live = numbers & ~(same & (self.wanted == self.other_wanted))
         return _Output(self.wanted[live], self.other_wanted[live], self.found[live], self.other_found[live])
 
 

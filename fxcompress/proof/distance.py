@@ -20,6 +20,12 @@ def distance(left: NDArray[Any], right: NDArray[Any]) -> float:
     return float(np.linalg.norm(gap(left, right).ravel()))
 
 
+def finite_distance(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """The norm of the gap where both are finite: what a bound may be made of, being finite itself."""
+    both = np.isfinite(left.astype(np.float64)) & np.isfinite(right.astype(np.float64))
+    return float(np.linalg.norm(gap(left, right)[both]))
+
+
 def size(values: NDArray[Any]) -> float:
     """The Euclidean norm of what is finite."""
     exact = values.astype(np.float64)

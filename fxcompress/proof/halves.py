@@ -18,7 +18,7 @@ from torch import Tensor
 from fxcompress.errors import ProofError
 from fxcompress.graph.execute import run_flat
 from fxcompress.graph.program import Program
-from fxcompress.proof.distance import distance, size
+from fxcompress.proof.distance import distance, finite_distance, size
 from fxcompress.proof.exposure import outputs_of
 
 ROOM = 2.0
@@ -59,7 +59,7 @@ def half_bound(
                 f"{mine.dtype}{list(mine.shape)} in the program"
             )
         error = distance(theirs, mine)
-        bound = ROOM * distance(mine, wanted) + STEPS * eps * size(mine)
+        bound = ROOM * finite_distance(mine, wanted) + STEPS * eps * size(mine)
         if not error <= bound:
             raise ProofError(
                 f"output {name!r} of the session is {error:.3g} away from the program in half precision; "

@@ -37,7 +37,7 @@ from fxcompress.errors import ProofError
 from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.program import Program
-from fxcompress.proof.distance import distance, gap, largest, size
+from fxcompress.proof.distance import distance, finite_distance, gap, largest, size
 from fxcompress.proof.exposure import inner_values, outputs_of
 
 SHARE = 0.5
@@ -204,9 +204,9 @@ def end_to_end(
     exact = [tensor.numpy() for tensor in run_flat(float_program, inputs)]
     judged = []
     for name, theirs, unoptimised, mine, wanted in zip(names, session, plain, quantized, exact, strict=True):
-        cost = distance(mine, wanted)
+        cost = finite_distance(mine, wanted)
         error = distance(theirs, mine)
-        bound = SHARE * cost + NOISE * distance(unoptimised, mine) + TAIL * size(mine)
+        bound = SHARE * cost + NOISE * finite_distance(unoptimised, mine) + TAIL * size(mine)
         if not error <= bound:
             raise ProofError(
                 f"output {name!r} of the optimising session is {error:.3g} away from the int8 program; "

@@ -150,8 +150,8 @@ class _Follower(Executor):
         if node.name in self.unrounded:
             exact = node.target(self.kept[self.unrounded[node.name]], *args[1:], **kwargs)
             allowed = allowed + (exact - mine).abs().max()
-        error = (mine - theirs).abs()
-        share = float(torch.where(error > 0, error / allowed, 0.0).max()) if error.numel() else 0.0
+        error = torch.where(mine == theirs, 0.0, (mine - theirs).abs())  # infinities that agree, too
+        share = float(torch.where(error == 0, 0.0, error / allowed).max()) if error.numel() else 0.0
         if not share <= 1.0:
             raise _failure(
                 node,

@@ -107,7 +107,7 @@ def _step(item: Any, index: int, locate: Locate) -> Any:
     name = item.get("name")
     if name is None:
         raise InputError(f"{locate(here)}: a stage without a name", hint=f"names: {', '.join(VOCABULARY)}")
-    if name not in VOCABULARY:
+    if not isinstance(name, str) or name not in VOCABULARY:
         raise InputError(
             f"{locate((*here, 'name'))}: there is no stage {name!r}",
             hint=suggestion(str(name), list(VOCABULARY)),

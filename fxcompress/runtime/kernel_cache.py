@@ -11,6 +11,7 @@ import math
 import os
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -32,10 +33,18 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "fxcompress" / "cache"
+        return Path(os.environ.get("LOCALAPPDATA") or _home()) / "fxcompress" / "cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fxcompress"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxcompress"
+        return _home() / "Library" / "Caches" / "fxcompress"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "fxcompress"
+
+
+def _home() -> Path:
+    """The user's folder; that of temporary files for a user who has none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 @dataclass
@@ -51,9 +60,9 @@ class KernelCache:
 
     def read(self, machine: str) -> dict[str, float]:
         """Every known time of a machine; empty where the file cannot be read."""
-        if not self.path.exists():
-            return {}
         try:
+            if not self.path.exists():
+                return {}
             with self._opened() as connection:
                 rows = connection.execute(
                     "SELECT kernel, ms FROM times WHERE machine = ?", (machine,)

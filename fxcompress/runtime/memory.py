@@ -7,6 +7,7 @@ packs weights.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,10 @@ def peak_memory(model: bytes, feeds: Feeds, threads: int = 1, *, timeout: float 
     with tempfile.TemporaryDirectory() as folder:
         model_path, feeds_path = Path(folder, "model.onnx"), Path(folder, "feeds.npz")
         model_path.write_bytes(model)
-        np.savez(feeds_path, allow_pickle=False, **dict(feeds))
+        names = list(feeds)  # savez has keywords of its own, which inputs may be called
+        np.savez(feeds_path, *(feeds[name] for name in names), allow_pickle=False)
         command = [sys.executable, "-I", str(_PROBE), str(model_path), str(feeds_path), str(threads)]
+        command.append(json.dumps(names))
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired as error:

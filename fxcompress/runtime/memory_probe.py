@@ -3,11 +3,14 @@
 Started by path in a fresh interpreter by `fxcompress.runtime.memory`, never imported: it must import numpy
 and onnxruntime only, so that torch and the caller's arrays are not in the figure.
 
-Usage: python -I memory_probe.py MODEL.onnx FEEDS.npz THREADS
+Usage: python -I memory_probe.py MODEL.onnx FEEDS.npz THREADS NAMES
+
+NAMES is the JSON list of the inputs, in the order of the arrays.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 
@@ -44,9 +47,9 @@ def _forget_peak() -> None:
         pass
 
 
-def _main(model: str, feeds: str, threads: str) -> int:
+def _main(model: str, feeds: str, threads: str, names: str) -> int:
     with np.load(feeds, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {name: archive[f"arr_{index}"] for index, name in enumerate(json.loads(names))}
     _forget_peak()
     before = _status("VmRSS") or _peak()
     options = ort.SessionOptions()
@@ -60,4 +63,4 @@ def _main(model: str, feeds: str, threads: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{_main(*sys.argv[1:4])}\n")
+    sys.stdout.write(f"{_main(*sys.argv[1:5])}\n")

@@ -226,8 +226,8 @@ def read_proto(model: Model) -> onnx.ModelProto:
         return model
     try:
         return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    except (DecodeError, OSError) as error:
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise SessionError(
             f"not a readable ONNX model: {first_line(error)}",
-            hint="the file may be truncated; write it again",
+            hint="the file, or the file of tensors beside it, may be truncated or missing; write it again",
         ) from error

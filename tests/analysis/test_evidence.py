@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import fxcompress
 from fxcompress.analysis.evidence import (
     ACTIVATIONS,
     COVARIANCE,
@@ -24,6 +25,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.numerics.saliency import DATA_KINDS, KINDS, NAMED
+from tests.passes.models import Apply
 
 ALL = frozenset({ACTIVATIONS, COVARIANCE, GATES, GRADIENTS})
 
@@ -257,3 +259,51 @@ def test_losses_that_say_nothing(program: Program, loss: object, message: str) -
 
 def test_needs() -> None:
     assert {kind for kind in KINDS if needs_of(NAMED[kind])} == set(DATA_KINDS)
+
+
+class Attention(nn.Module):
+    """Attention over as many tokens as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["activation", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("reconstruction", "taylor"))],
+)
+def test_batches_may_be_of_several_lengths(kind: str) -> None:
+    """A sum over tokens holds no channels, and is not measured."""
+    shapes = {"x": {0: "batch", 1: "tokens"}}
+    program = capture(Attention().eval(), torch.randn(2, 6, 8), dynamic_shapes=shapes)
+    data = [torch.randn(4, 10, 8), torch.randn(3, 7, 8)]
+    asked = fxcompress.Prune(0.3, block=1, saliency=kind, compensate=False)
+    assert fxcompress.optimize(program, prune=asked, calibration=data).report.ratio("macs") < 0.8
+
+
+def test_a_nan_in_what_is_gathered_is_told_with_its_operator() -> None:
+    """Once it became equal scores, and channels were cut by their position."""
+
+    def poisoned(m: nn.Module, x: Tensor) -> Tensor:
+        return m.b((m.a(x) - 1e3).log())
+
+    model = Apply(poisoned, a=nn.Linear(4, 16), b=nn.Linear(16, 3)).eval()
+    asked = fxcompress.Prune(0.3, block=1, saliency="activation", compensate=False)
+    with pytest.raises(InputError, match="log holds a NaN or an infinity") as caught:
+        fxcompress.optimize(model, torch.rand(4, 4), prune=asked, calibration=[torch.rand(8, 4)])
+    assert caught.value.source is not None
+
+
+def test_a_label_that_stands_for_none_is_said_how() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    data = [(torch.randn(3, 4), torch.tensor([0, -1, 2]))]
+    asked = fxcompress.Prune(0.3, block=1, saliency="taylor", compensate=False)
+    with pytest.raises(InputError, match="a label is -1"):
+        fxcompress.optimize(model, torch.randn(2, 4), prune=asked, calibration=data)
+    data = [(torch.randn(3, 4), torch.tensor([0, -100, 2]))]
+    fxcompress.optimize(model, torch.randn(2, 4), prune=asked, calibration=data)

@@ -19,6 +19,8 @@ from fxcompress.analysis.groups import analyse
 from fxcompress.cli.main import main
 from fxcompress.graph.archive import save
 from fxcompress.graph.capture import capture
+from fxcompress.lowering.lower import lower
+from fxcompress.lowering.write import save_model
 from fxcompress.passes.loosening import loosened
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning import plan_pruning
@@ -157,6 +159,17 @@ def test_diff(folder: Path) -> None:
     assert same["equal"]
     mixed = json.loads(invoke("diff", folder / "net.fxc", folder / "a.onnx", "--json").stdout)
     assert mixed["tensors"]["added"].keys() == {"weight", "codes"}
+
+
+def test_bench_counts_the_samples_that_it_runs(folder: Path) -> None:
+    """A file with a fixed batch takes no other, whatever `--batch` says."""
+    program = capture(torch.export.export(nn.Linear(6, 3).eval(), (torch.randn(1, 6),)))
+    save_model(lower(program), folder / "fixed.onnx")
+    options = ["--rounds", 2, "--batch", 8, "--json"]
+    data = json.loads(invoke("bench", folder / "fixed.onnx", *options).stdout)
+    assert data["batch"] == 1
+    data = json.loads(invoke("bench", folder / "a.onnx", *options).stdout)
+    assert data["batch"] == 8
 
 
 def test_bench(folder: Path) -> None:

@@ -350,3 +350,9 @@ def test_a_pt2_file_is_captured_and_others_are_refused(tmp_path: Any) -> None:
     torch.save(model, pickled)
     with pytest.raises((UnsafeFile, InputError)):
         capture(pickled)
+
+
+def test_dynamic_dimensions_of_an_exported_program_are_its_own() -> None:
+    exported = torch.export.export(nn.Linear(3, 2).eval(), (torch.randn(4, 3),))
+    with pytest.raises(InputError, match="dynamic dimensions that it was exported with"):
+        capture(exported, dynamic_shapes={"input": {0: "batch"}})

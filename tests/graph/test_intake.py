@@ -267,3 +267,26 @@ def test_other_precisions_are_pruned_as_they_are(dtype: torch.dtype) -> None:
     pruned = PruneChannels(plan).run(program).program
     masked_equivalence(program, pruned, plan)
     assert {parameter.dtype for parameter in pruned.module.parameters()} == {dtype}
+
+
+class Tied(nn.Module):
+    """A table and a head that share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
+def test_a_tied_weight_is_not_masked_for_those_who_read_it_without() -> None:
+    """`prune` keeps the shared parameter as `table.weight_orig`, and the head goes on reading all of it."""
+    model, ids = Tied(), torch.randint(0, 50, (2, 3))
+    masks.l1_unstructured(model.table, "weight", 0.5)
+    model.eval()
+    program = capture(model, ids)
+    with torch.no_grad():
+        torch.testing.assert_close(program(ids), model(ids))
+    assert not any("set to zero" in note for note in program.notes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fxcompress
 from fxcompress.analysis import gram
 from fxcompress.analysis.groups import analyse
 from fxcompress.errors import InputError
@@ -346,3 +347,15 @@ def test_the_original_is_rewritten_as_the_plan_was() -> None:
     outcome = Compensate(program, plan, data(8, 32, 6, 16)).run(pruned)
     assert outcome.after < outcome.before
     assert not [site for site in outcome.declined if site.reason == "the original has no such layer"]
+
+
+def test_zeros_of_the_user_stay() -> None:
+    """A weight that was sparsified before it came here is corrected where it is not zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
+    with torch.no_grad():
+        model[2].weight.mul_(torch.rand(24, 32) > 0.8)
+    data = [torch.randn(64, 12) for _ in range(3)]
+    result = fxcompress.optimize(model, data[0], prune=fxcompress.Prune(0.3, block=1), calibration=data)
+    weight = result.trainable.module.get_parameter("2.weight")
+    assert float((weight == 0).double().mean()) > 0.7

@@ -220,3 +220,20 @@ def test_weights_that_are_stored_small_stay_so(stage) -> None:
     outcome = FoldParameters().run(small)
     assert outcome.program is small
     assert "frees" in outcome.declined[0].reason
+
+
+def test_a_chain_of_many_parameters_is_folded() -> None:
+    """Longer than Python's stack is deep."""
+
+    def chained(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        power = m.a
+        for _ in range(600):
+            power = power * m.b
+        return x @ power
+
+    program = capture(Apply(chained, a=torch.eye(4), b=torch.ones(4, 4)).eval(), torch.randn(2, 4))
+    outcome = FoldParameters().run(program)
+    assert outcome.changed
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(outcome.program(x), program(x))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import fxcompress
 from fxcompress.analysis.groups import analyse
 from fxcompress.errors import IllFormed
 from fxcompress.graph import edit, walk
@@ -18,6 +19,7 @@ from fxcompress.graph.wellformed import well_formed
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
 from tests.ops.building import Net, aten
+from tests.passes.models import Apply
 
 
 def residual() -> Program:
@@ -153,3 +155,16 @@ def test_a_pruned_program_is_pruned_again() -> None:
     twice = PruneChannels(plan_of(once)).run(once).program
     assert shapes(twice)["p2"] == (2, 1, 1)
     well_formed(twice)
+
+
+@pytest.mark.filterwarnings("ignore:Using torch.cross")
+def test_three_points_are_not_taken_for_three_components() -> None:
+    """`cross` without a dimension takes the first of size three."""
+
+    def areas(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        left, right = m.a(x).view(-1, 6, 3), m.b(x).view(-1, 6, 3)
+        return m.head(torch.cross(left, right).flatten(1))
+
+    model = Apply(areas, a=nn.Linear(5, 18), b=nn.Linear(5, 18), head=nn.Linear(18, 2)).eval()
+    result = fxcompress.optimize(model, torch.randn(2, 5), prune=fxcompress.Prune(0.5, block=1))
+    assert result.trainable.module.get_parameter("head.weight").shape == (2, 9)

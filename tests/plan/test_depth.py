@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from torch import nn
 
 from fxcompress.analysis.depth_price import depth_price
@@ -12,8 +13,9 @@ from fxcompress.analysis.residual import residual_blocks
 from fxcompress.errors import BudgetError, InputError
 from fxcompress.graph.capture import capture
 from fxcompress.plan.depth import Depth, DepthPlan, plan_depth
-from tests.passes.models import Case
-from tests.passes.residual import convolutions, stack
+from fxcompress.recovery.depth import shorten
+from tests.passes.models import Case, Chain
+from tests.passes.residual import Residual, convolutions, stack
 
 
 def shares() -> list[float]:
@@ -87,3 +89,12 @@ def test_a_plan_is_data() -> None:
     assert "add (a): influence 0.1, removed" in str(plan)
     with pytest.raises(InputError, match="not a depth plan"):
         DepthPlan.from_dict({"removed": {}})
+
+
+def test_a_block_stays_where_an_output_would_be_an_input() -> None:
+    """Removing both, each half of the cost, would leave nothing: the more influential one stays."""
+    torch.manual_seed(0)
+    model, x = Chain(a=Residual(4, 6), b=Residual(4, 6)).eval(), torch.randn(5, 4)
+    with pytest.raises(BudgetError, match=r"hold 50\.0%"):
+        shorten(model, x, calibration=[x], depth=Depth(0.6))
+    assert len(shorten(model, x, calibration=[x], depth=Depth(0.4)).plan.removed) == 1

@@ -95,7 +95,9 @@ def test_types_survive_the_archive(analysis: Analysis, tmp_path) -> None:
     assert set(protection(again, Prune(protect=(nn.Conv1d, "Narrow")))) == {STREAM, SECOND}
 
 
-@pytest.mark.parametrize("name", ["vit_packed", pytest.param("hf_bert", marks=pytest.mark.slow), "hf_llama"])
+@pytest.mark.parametrize(
+    "name", ["vit_packed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hf_bert", "hf_llama"))]
+)
 def test_whole_heads_go_and_their_width_stays(name: str) -> None:
     """`factors="outer"` removes attention heads; what is left is proven. (TP#101, TP#287: heads by hand.)"""
     architecture = by_name(name)

@@ -106,3 +106,10 @@ def test_every_rule_is_plain_data_for_the_report(scope: str, factors: str) -> No
     assert (data["scope"], data["factors"], data["loss"]) == (scope, factors, "mse_loss")
     assert data["protect"][:2] == ["head.*", "Conv2d"]
     assert data["saliency"]["reduce"] == "max"
+
+
+@pytest.mark.parametrize("value", [0, 1, "yes"])
+def test_compensate_is_a_bool_or_none(value: object) -> None:
+    """`0` is not `False` to who asks `is False`."""
+    with pytest.raises(InputError, match="neither True, False nor None"):
+        Prune(0.5, compensate=value)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxcompress
 from fxcompress.analysis.groups import analyse
 from fxcompress.axes.expression import Axis, Concat, Dim, find
 from fxcompress.axes.positions import Indices
@@ -17,12 +18,13 @@ from fxcompress.axes.positions import kept as kept_positions
 from fxcompress.errors import ProofError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.capture import capture
+from fxcompress.graph.execute import Executor
 from fxcompress.graph.program import Program
 from fxcompress.passes import prune_channels
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan import pruning_plan
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
-from fxcompress.proof.comparison import variations
+from fxcompress.proof.comparison import equivalence, variations
 from fxcompress.proof.masked import masked_equivalence
 from tests.ops.building import Net, aten
 
@@ -332,3 +334,32 @@ def test_inputs_that_the_model_refuses_or_answers_with_nan_are_not_taken() -> No
         program = capture(Narrow().eval(), (ids.long(), scale))
         pruned = prune(program, {"first.weight[0]": (0, 3, 5)})
         masked_equivalence(program, pruned.result, pruned.plan)
+
+
+class Allowed(nn.Module):
+    """Scores of what the caller allows; the rest is minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x))).masked_fill(~keep, float("-inf"))
+
+
+def test_infinities_that_follow_the_input_are_no_fault() -> None:
+    """An entry that is infinite for one input may be a number for another."""
+    torch.manual_seed(0)
+    example = (torch.randn(4, 8), torch.rand(4, 6) > 0.3)
+    result = fxcompress.optimize(Allowed().eval(), example, prune=fxcompress.Prune(0.5, block=1))
+    assert result.report.ratio("macs") < 0.6
+
+
+def test_an_infinity_where_the_reference_has_a_number_is_one() -> None:
+    torch.manual_seed(0)
+    example = (torch.randn(4, 8), torch.rand(4, 6) > 0.3)
+    program = capture(Allowed().eval(), example).to(torch.float64)
+    broken = program.copy()
+    edit.set_tensor(broken, "head.bias", torch.full((6,), float("-inf"), dtype=torch.float64))
+    with pytest.raises(ProofError, match="infinite or NaN where the reference is not"):
+        equivalence(Executor(program), broken, 0)

@@ -174,7 +174,7 @@ def test_missing_outputs_and_other_shapes_are_caught() -> None:
         float_parity(program, short, [inputs()])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_hardswish", "hf_llama"])
+@pytest.mark.parametrize("name", ["mobilenet_hardswish", pytest.param("hf_llama", marks=pytest.mark.slow)])
 def test_deep_networks_pass_with_room(name: str) -> None:
     program = captured(name)
     parity = float_parity(program, lower(program), program.flat_example())

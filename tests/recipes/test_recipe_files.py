@@ -308,3 +308,9 @@ def test_an_empty_file_is_no_recipe(text: str) -> None:
     with pytest.raises(InputError, match="x.toml is empty"):
         read_recipe(text, "x.toml")
     assert read_recipe(Recipe(()).to_toml()) == Recipe(())
+
+
+@pytest.mark.parametrize("name", ['["prune"]', "{ a = 1 }", "3"])
+def test_a_name_that_is_no_text_is_no_stage(name: str) -> None:
+    with pytest.raises(InputError, match="there is no stage"):
+        read_recipe(f"[[pass]]\nname = {name}\n")

@@ -96,6 +96,7 @@ print(cost(again).macs / cost(program).macs)
 """
 
 
+@pytest.mark.slow
 def test_pain_11_a_fresh_process_loads_trains_and_prunes_again(pruned: Program, tmp_path: Path) -> None:
     """TP#436, ultralytics#3507: a pruned model could only be saved by pickling its class."""
     images, labels = data()

@@ -102,3 +102,25 @@ def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv(ENVIRONMENT)
     assert cache_folder().name in {"fxcompress", "cache"}
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refused)
+    cache = KernelCache(tmp_path)
+    assert cache.read("here") == {}
+    assert cache.notes
+
+
+def test_a_user_without_a_folder_has_the_one_of_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (ENVIRONMENT, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder().parts

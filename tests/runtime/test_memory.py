@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from fxcompress.runtime.memory import peak_memory
@@ -37,3 +38,10 @@ def test_a_probe_that_cannot_be_started_is_a_typed_error(monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.executable", "/no/such/python")
     with pytest.raises(SessionError, match="could not be started: No such file"):
         peak_memory(scale(), {"x": np.ones((1, 4), np.float32)})
+
+
+@pytest.mark.parametrize("name", ["file", "args", "allow_pickle"])
+def test_inputs_may_have_the_names_of_numpys_own_arguments(name: str) -> None:
+    model = onnx.load_from_string(scale())
+    model.graph.input[0].name = model.graph.node[0].input[0] = name
+    assert peak_memory(model.SerializeToString(), {name: np.ones((2, 4), np.float32)}) >= 0
