@@ -37,7 +37,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.blocks import block_scales, bounds, quantize_blocks
-from fxcompress.numerics.gptq import gptq
+from fxcompress.numerics.gptq import damping_for, gptq
 from fxcompress.ops.quantization import role
 from fxcompress.passes.contract import Decline, Outcome
 from fxcompress.plan.quantization_plan import Declined
@@ -160,10 +160,11 @@ class QuantizeWeights:
                 yield name, quantize_blocks(matrix, scales, self.bits), scales
             return
         sources = list(dict.fromkeys(product.source.name for product in first.values()))
-        for source, moments in input_moments(program, self.calibration, sources):
+        for source, moments, rows in input_moments(program, self.calibration, sources):
+            damping = damping_for(len(moments), rows)
             for name, product in first.items():
                 if product.source.name == source:
-                    yield name, *gptq(_matrix(program, product), moments, self.block_size, self.bits)
+                    yield name, *gptq(_matrix(program, product), moments, self.block_size, self.bits, damping)
 
 
 def _matrix(program: Program, product: StoredProduct) -> Tensor:

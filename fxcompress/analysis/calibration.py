@@ -5,6 +5,7 @@ Each tensor keeps two numbers or one histogram, whatever the number of samples; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,10 +39,13 @@ def calibrate(
 
     Raises:
         InputError: no batch, a batch that does not fit, a tensor that holds no value in any batch, or a NaN
-            or infinity in an input or in one of the tensors (the error names the tensor, the user's line and
-            the batch).
+            in one of the tensors or in an input, or an infinity in an input (the error names the tensor, the
+            user's line and the batch). A tensor that holds an infinity has the range `[-inf, inf]`.
     """
     return calibrate_both(program, batches, tensors, estimator=estimator, progress=progress)[1]
+
+
+_ENDLESS = Range(-math.inf, math.inf), Range(-math.inf, math.inf)
 
 
 def calibrate_both(
@@ -67,7 +71,10 @@ def calibrate_both(
     if count == 0:
         raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
     nodes = {node.name: node for node in program.graph.nodes}
-    decided = {name: _decided(nodes[name], seen, count) for name, seen in observer.estimators.items()}
+    decided = {
+        name: _ENDLESS if name in observer.infinite else _decided(nodes[name], seen, count)
+        for name, seen in observer.estimators.items()
+    }
     return {name: both[0] for name, both in decided.items()}, {
         name: both[1] for name, both in decided.items()
     }
@@ -97,17 +104,21 @@ class _Observer(Executor):
         if missing:
             raise InputError(f"the program has no tensor {missing[0]!r}")
         self.estimators = estimators
+        self.infinite: set[str] = set()
         self.batch = 0
 
     def after(self, node: fx.Node, value: Any) -> Any:
         """Update the node's estimator; the value passes through."""
         seen = self.estimators.get(node.name)
-        if seen is None or not isinstance(value, Tensor):
+        if seen is None or not isinstance(value, Tensor) or node.name in self.infinite:
+            return value
+        if bool(value.isinf().any()) and not bool(value.isnan().any()):
+            self.infinite.add(node.name)
             return value
         seen.update(value)
         if value.numel() and not seen.seen().finite:
             raise InputError(
-                f"{node.name} holds a NaN or an infinity in calibration batch {self.batch}",
+                f"{node.name} holds a NaN in calibration batch {self.batch}",
                 hint="look at this batch, and at the model's numerics on it",
                 node=node.format_node(),
                 source=walk.source(node),

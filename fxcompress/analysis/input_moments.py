@@ -24,8 +24,9 @@ MEMORY = 1 << 30
 
 def input_moments(
     program: Program, batches: Iterable[Any], tensors: Sequence[str], memory: int = MEMORY
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the sum, `[K, K]` float64, of each tensor `[.., K]` named, over all batches.
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield the name, the sum, `[K, K]` float64, of each tensor `[.., K]` named, over all batches, and of how
+    many rows.
 
     Data that can be read only once is read once, whatever the memory.
 
@@ -38,7 +39,8 @@ def input_moments(
         raise InputError(f"the program has no tensor {missing[0]!r}")
     widths = {name: walk.hint_shape(nodes[name])[-1] for name in dict.fromkeys(tensors)}
     for names in _turns(widths, memory, once=isinstance(batches, Iterator)):
-        yield from _read(program, batches, {name: widths[name] for name in names}).items()
+        found = _read(program, batches, {name: widths[name] for name in names})
+        yield from ((name, total, rows) for name, (total, rows) in found.items())
 
 
 def _turns(widths: dict[str, int], memory: int, *, once: bool) -> Iterator[list[str]]:
@@ -56,7 +58,7 @@ def _turns(widths: dict[str, int], memory: int, *, once: bool) -> Iterator[list[
         yield turn
 
 
-def _read(program: Program, batches: Iterable[Any], widths: dict[str, int]) -> dict[str, Tensor]:
+def _read(program: Program, batches: Iterable[Any], widths: dict[str, int]) -> dict[str, tuple[Tensor, int]]:
     observer = _Observer(program, widths)
     count = 0
     for count, flat in enumerate(flat_batches(program, batches), start=1):  # noqa: B007 - counted
@@ -64,7 +66,7 @@ def _read(program: Program, batches: Iterable[Any], widths: dict[str, int]) -> d
             observer.run_flat(flat)
     if count == 0:
         raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
-    return observer.sums
+    return {name: (total, observer.rows[name]) for name, total in observer.sums.items()}
 
 
 class _Observer(Executor):
@@ -73,6 +75,7 @@ class _Observer(Executor):
     def __init__(self, program: Program, widths: dict[str, int]) -> None:
         super().__init__(program)
         self.sums = {name: torch.zeros(width, width, dtype=torch.float64) for name, width in widths.items()}
+        self.rows = dict.fromkeys(widths, 0)
 
     def after(self, node: fx.Node, value: Any) -> Any:
         """Add one value; it passes through."""
@@ -88,4 +91,5 @@ class _Observer(Executor):
                 source=walk.source(node),
             )
         total += product
+        self.rows[node.name] += len(rows)
         return value

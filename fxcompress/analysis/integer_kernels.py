@@ -172,6 +172,8 @@ def _over_blocks(kernel: Kernel) -> Kernel:
 def _linear(node: fx.Node, row: Role, sizes: Sizes, batched: bool) -> Both:
     source = sizes.of(activations(node, row)[0])
     weight = sizes.of(_operand(node, row.weight))
+    if len(weight) != 2:  # a product of two activations, which has no integer kernel
+        return Both((Kernel("MatMul", (source,), (weight,)),))
     wide = weight if row.axis % len(weight) == 1 else weight[::-1]
     if batched:
         kernel = Kernel("MatMul", (source,), (wide,))

@@ -30,6 +30,9 @@ from fxcompress.runtime.timing import SLOWER, Comparison
 SIZE_SLOWDOWN = 1.25
 """How many times slower than the original `objective="size"` lets the smallest file be."""
 
+SAME_SIZE = 1.01
+"""Files whose sizes are within this share are told apart by their times."""
+
 ORIGINAL, FLOAT, CARRIED = "original", "float", "int8, as it came"
 """`FLOAT` is the folded program; `CARRIED` is what it is called where the model came quantized."""
 
@@ -146,9 +149,8 @@ def _preference(
         yield from _untimed(made, rules)
         return
     if rules.objective == "size":
-        for item in sorted(made, key=lambda item: item.size):
-            if times.ratio(item.name, original.name).low <= SIZE_SLOWDOWN:
-                yield item, f"the smallest file that is not {SIZE_SLOWDOWN:g} times slower than the original"
+        quick = [x for x in made if times.ratio(x.name, original.name).low <= SIZE_SLOWDOWN]
+        yield from _by_size(quick, times)
         return
     rest = [item for item in made if not times.slower(item.name, original.name)]
     while rest:
@@ -156,6 +158,17 @@ def _preference(
         ties = [item for item in rest if times.ratio(item.name, fastest.name).value <= SLOWER]
         best = min(ties, key=lambda item: item.size)
         yield best, "the fastest" if best is fastest else f"as fast as {fastest.name}, with a smaller file"
+        rest.remove(best)
+
+
+def _by_size(rest: list[Candidate], times: Comparison) -> Iterator[tuple[Candidate, str]]:
+    """Yield the candidates, the smallest first; of those within 1 % of the smallest, the fastest."""
+    rest = list(rest)
+    while rest:
+        least = min(item.size for item in rest)
+        small = [item for item in rest if item.size <= SAME_SIZE * least]
+        best = min(small, key=lambda item: times.median_ms[item.name])
+        yield best, f"the smallest file that is not {SIZE_SLOWDOWN:g} times slower than the original"
         rest.remove(best)
 
 
@@ -202,5 +215,6 @@ def _refusal(lost: dict[str, float], metrics: dict[str, float], max_drop: float)
         said = f"outputs may move by {max_drop:g} of their norm, and move by: {found}"
     return BudgetError(
         said,
-        hint="prune less, pass more calibration data, or raise max_drop; nothing was returned",
+        hint='prune less, leave layers in float (precision="auto" searches which, exclude= names them), pass '
+        "more calibration data, or raise max_drop; nothing was returned",
     )

@@ -16,7 +16,7 @@ from fxcompress.api.carried import carried_notes, carried_plan
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import plan_removal
 from fxcompress.api.quantizing import Calibration, variants
-from fxcompress.api.request import Request
+from fxcompress.api.request import Request, refuse_idle_patterns
 from fxcompress.api.thinning import shortened, sparsified
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.errors import InputError
@@ -91,6 +91,7 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     pruned = _pruned(request, shorter, journal)
     trainable, zeroed = sparsified(request, pruned.program, journal)
     deployed = journal.apply_all(request.recipe.after, trainable)
+    refuse_idle_patterns(request, (original, deployed))
     made = variants(request, deployed, calibration, journal)
     nothing = request.quantize is not None and not made
     carried = carried_plan(deployed, request.target)

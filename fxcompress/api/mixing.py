@@ -20,6 +20,7 @@ from fxcompress.numerics.ranges import Range
 from fxcompress.pipeline import Journal
 from fxcompress.plan.precision_cut import Mixture, cut, frontier, mixture
 from fxcompress.plan.quantization import capable_operators
+from fxcompress.plan.unbounded import unbounded
 from fxcompress.runtime.kernel_times import KernelTimes
 
 DEARER = 2.0
@@ -77,7 +78,9 @@ def mixes(
         sample: flat inputs, to see how much noise int8 brings.
         journal: the log.
     """
-    capable = capable_operators(prepared, request.target, request.quantize)
+    masks = set(unbounded(prepared.graph.nodes, ranges))
+    able = capable_operators(prepared, request.target, request.quantize)
+    capable = {name: kernel for name, kernel in able.items() if name not in masks}
     times = KernelTimes(threads=request.threads, seconds=MEASURING_SECONDS)
     try:
         with journal.step("measure-kernels"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -184,6 +186,34 @@ def refuse_unmeasurable(request: Request, program: Program) -> None:
             "are integers",
             hint="pass evaluate=, a metric of the model",
         )
+
+
+def refuse_idle_patterns(request: Request, programs: Iterable[Program]) -> None:
+    """Refuse patterns of what stays in float that match nothing: most likely they are misspelt.
+
+    Raises:
+        InputError: a pattern matches no operator, module or parameter of any of the programs.
+    """
+    patterns = () if request.quantize is None else request.quantize.exclude
+    if not patterns:
+        return
+    names: set[str] = set()
+    for program in programs:
+        calls = [node for node in program.graph.nodes if node.op == "call_function"]
+        names |= {name for node in calls for name in (node.name, walk.module_path(node))}
+        names |= {str(node.target) for node in walk.tensor_nodes(program)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"the pattern {pattern!r} of what stays in float matches no operator, module or parameter",
+                hint=_close(pattern, names),
+            )
+
+
+def _close(pattern: str, names: set[str]) -> str:
+    close = difflib.get_close_matches(pattern.rstrip("*."), sorted(names), 2, 0.5)
+    did = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{did}`fxcompress inspect` lists the names"
 
 
 def refuse_unbuilt(recover: object) -> None:

@@ -30,11 +30,13 @@ from fxcompress.lowering.pad_forms import pad_in_convolutions
 from fxcompress.lowering.pool_forms import use_global_average_pool
 from fxcompress.lowering.share_initializers import share_initializers
 from fxcompress.lowering.stem_forms import SPACE_TO_DEPTH, use_space_to_depth
+from fxcompress.lowering.zero_points import store_zero_points
 
 Rewrite = Callable[[Any], int]
 
 REWRITES: tuple[Rewrite, ...] = (
     remove_identities,
+    store_zero_points,
     use_global_average_pool,
     transpose_keys_directly,
     mask_with_infinity,

@@ -21,6 +21,17 @@ DAMPING = 0.01
 """Added to the diagonal of `H`, as a share of its mean: the paper's."""
 
 
+def damping_for(width: int, rows: int) -> float:
+    """The damping for moments of so many rows of so many inputs.
+
+    The paper's share is for many more rows than inputs. With fewer, most directions were never seen, and
+    errors that are pushed into them come back on other inputs (one linear of 64 inputs and 32 rows, int4:
+    0.108 of the outputs' norm on unseen rows with 0.01, 0.064 rounded to the nearest). The share of what is
+    not known grows as inputs per row.
+    """
+    return max(DAMPING, width / max(rows, 1))
+
+
 def gptq(
     weight: Tensor, moments: Tensor, block: int, bits: int, damping: float = DAMPING
 ) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ from fxcompress.plan.quantization_plan import (
     WeightScheme,
 )
 from fxcompress.plan.reached import reached
+from fxcompress.plan.unbounded import UNBOUNDED, unbounded
 from fxcompress.targets.target import Scheme, Target, limit_of
 
 __all__ = [
@@ -106,8 +107,11 @@ def plan_quantization(
     """
     nodes = {node.name: node for node in program.graph.nodes}
     asked = options or Quantize()
-    place_without = partial(_placement_without, program, target, asked, integers)
+    masks = unbounded(program.graph.nodes, ranges)
+    spared = replace(asked, exclude=(*asked.exclude, *masks))
+    place_without = partial(_placement_without, program, target, spared, integers)
     placement = reached(place_without(()), nodes, ranges, place_without)
+    placement.declined.update({name: UNBOUNDED for name in masks if name in placement.declined})
     chosen = _activation_schemes(placement, nodes, ranges, target)
     weights = _weight_schemes(
         program, placement, chosen, target, SCALES[(options or Quantize()).weight_range]

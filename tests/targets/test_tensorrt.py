@@ -16,6 +16,7 @@ from fxcompress.errors import InputError, NotSupported, ProofError
 from fxcompress.lowering.lower import lower
 from fxcompress.ops.quantization import Kind
 from fxcompress.proof.structure import RULES, check_structure, structural_faults
+from fxcompress.targets.onnxruntime import onnxruntime
 from fxcompress.targets.portable import portable
 from fxcompress.targets.target import Kernel, Scheme, Target
 from fxcompress.targets.tensorrt import tensorrt
@@ -292,3 +293,16 @@ def test_a_description_that_cannot_be_is_refused(fields: dict[str, object], mess
 def test_a_mode_that_the_runtime_does_not_read_is_refused_before_any_work():
     with pytest.raises(NotSupported, match="tensorrt cannot run the mode 'int8-dynamic'"):
         fxcompress.optimize(nn.Linear(4, 4), torch.randn(2, 4), quantize="int8-dynamic", target="tensorrt")
+
+
+def test_wide_layers_have_stored_zero_points() -> None:
+    """Above 64 KiB of them the exporter leaves a Cast behind, and no rule looks through it."""
+    example = (torch.randn(2, 16),)
+    for target in (tensorrt(), onnxruntime()):
+        _, plan, after = quantized(nn.Sequential(nn.Linear(16, 9000)), example, target=target)
+        model = lower(after)
+        stored = {tensor.name for tensor in model.graph.initializer}
+        pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert pairs
+        assert all(name in stored for node in pairs for name in node.input[1:])
+        assert plan.kernels
