@@ -74,6 +74,40 @@ class Attending(nn.Module):
         return x + self.mlp(self.norms[1](x))
 
 
+class Padded(Attending):
+    """The same under a mask of the tokens that are there, which the input says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[0](x)
+        q, k, v = (take(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for take in self.take)
+        there = (x[..., 0] > -3.0)[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=there)
+        return x + self.give(mixed.transpose(1, 2).flatten(2))
+
+
+class RootNormed(nn.Module):
+    """A linear between two root-mean-square norms, written by hand as in Llama."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.rand(width) + 0.5 for _ in range(2))
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(self._normed(x, 0))
+        return self._normed(x, 1)
+
+    def _normed(self, x: Tensor, place: int) -> Tensor:
+        return self.scales[place] * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def _excited(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
+    for name in ("a", "b"):
+        x = F.relu(parts[name](x))
+        x = x * torch.sigmoid(parts[f"{name}_gate"](x.mean((2, 3), keepdim=True)))
+    return x
+
+
 def _norms() -> nn.Module:
     layers = [(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()) for _ in range(3)]
     return nn.Sequential(*(layer for triple in layers for layer in triple))
@@ -116,7 +150,8 @@ def _twice(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network for a rule: a pass by its spelling in recipes, or a lowering form of a target.
+    """A network for a rule: a pass by its spelling in recipes, a lowering form of a target, or a rewrite of
+    the lowering that every file goes through.
 
     `instead` are rules that do a part of it where it is missing; "without" is without them too.
     """
@@ -201,6 +236,37 @@ SUBJECTS = (
         "multi-head-attention",
         "ViT-S block; 197 tokens",
         lambda: Attending(384, 6, 197, masked=False),
+        (1, 197, 384),
+    ),
+    Subject(
+        "use-global-average-pool",
+        "2 convolutions with squeeze-excitation; 64 at 28",
+        lambda: Written(
+            _excited,
+            a=nn.Conv2d(64, 64, 3, padding=1),
+            b=nn.Conv2d(64, 64, 3, padding=1),
+            a_gate=nn.Conv2d(64, 64, 1),
+            b_gate=nn.Conv2d(64, 64, 1),
+        ),
+        (1, 64, 28, 28),
+    ),
+    Subject(
+        "transpose-keys-directly",
+        "ViT-S block; 197 tokens",
+        lambda: Attending(384, 6, 197, masked=False),
+        (1, 197, 384),
+        ("multi-head-attention",),
+    ),
+    Subject(
+        "lighten-guards",
+        "attention of padded tokens; 6 heads, 197",
+        lambda: Padded(384, 6, 197, masked=False),
+        (1, 197, 384),
+    ),
+    Subject(
+        "divide-by-root",
+        "2 hand-written RMS norms; 197 x 384",
+        lambda: RootNormed(384),
         (1, 197, 384),
     ),
 )

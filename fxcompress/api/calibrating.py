@@ -16,6 +16,7 @@ from torch import Tensor
 from fxcompress.analysis.calibration import calibrate, calibrate_both
 from fxcompress.analysis.gram import gap, pieces
 from fxcompress.api.request import Request
+from fxcompress.graph import walk
 from fxcompress.graph.execute import run_flat
 from fxcompress.graph.program import Program
 from fxcompress.numerics.ranges import ESTIMATORS, Range
@@ -52,6 +53,9 @@ def measured_ranges(
     if options.calibrator != AUTO:
         return calibrate(program, everything, observed, estimator=ESTIMATORS[options.calibrator])
     seen, clipped = calibrate_both(program, everything, observed, estimator=ESTIMATORS[CLIPPING])
+    # The largest logit decides, and the error of all of them says little of it: outputs are not clipped.
+    outputs = {value.name for value in walk.output_values(program)}
+    clipped = {name: seen[name] if name in outputs else found for name, found in clipped.items()}
     samples = list(islice(pieces(program, again, CHUNK), CHUNKS))
     wanted = [run_flat(program, flat) for flat in samples]
     plain, other = (_error(request, program, ranges, samples, wanted) for ranges in (seen, clipped))
