@@ -6,6 +6,7 @@ and calibration refuses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from torch import fx
@@ -16,8 +17,8 @@ UNBOUNDED = "it makes or reads an infinity (a mask), which integers cannot hold"
 
 
 def unbounded(nodes: Iterable[fx.Node], ranges: Mapping[str, Range]) -> tuple[str, ...]:
-    """Return the names of the operators that make or read a tensor whose range is not finite."""
-    infinite = {name for name, found in ranges.items() if not found.finite}
+    """Return the names of the operators that make or read a tensor whose range is infinite."""
+    infinite = {name for name, found in ranges.items() if math.inf in (-found.low, found.high)}
     if not infinite:
         return ()
     return tuple(

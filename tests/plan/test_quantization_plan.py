@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from fxcompress.analysis.calibration import calibrate
 from fxcompress.errors import InputError, NotSupported
 from fxcompress.graph import walk
 from fxcompress.graph.capture import capture
 from fxcompress.numerics.affine import asymmetric
 from fxcompress.numerics.ranges import Range
-from fxcompress.plan.quantization import plan_quantization, tensors_to_observe
+from fxcompress.plan.quantization import plan_quantization, tensors_of_any_choice, tensors_to_observe
 from fxcompress.plan.quantization_plan import QuantizationPlan, Quantize
+from fxcompress.plan.unbounded import UNBOUNDED
 from fxcompress.targets.onnxruntime import onnxruntime
 from tests.passes.models import Apply, Chain
 from tests.plan.quantized import VNNI, planned, quantized
@@ -74,9 +76,20 @@ def test_a_missing_or_broken_range_is_an_error():
     program = capture(small().eval(), IMAGE)
     with pytest.raises(InputError, match="no range for x"):
         plan_quantization(program, {}, VNNI)
-    broken = {"x": Range(0.0, float("inf")), "relu": Range(0, 1), "flatten": Range(0, 1)}
+    broken = {"x": Range(0.0, float("nan")), "relu": Range(0, 1), "flatten": Range(0, 1)}
     with pytest.raises(InputError, match="the range of x"):
         plan_quantization(program, broken, VNNI)
+
+
+def test_what_reads_an_infinity_stays_in_float():
+    program = capture(small().eval(), IMAGE)
+    ranges = calibrate(program, [program.example.args], tensors_of_any_choice(program, VNNI))
+    plan = plan_quantization(program, {**ranges, "x": Range(float("-inf"), 1.0)}, VNNI)
+    (source,) = walk.placeholders(program)
+    (first,) = source.users
+    assert plan.precision[first.name] == "float"
+    assert next(item.reason for item in plan.declined if item.node == first.name) == UNBOUNDED
+    assert "int8" in plan.precision.values()
 
 
 def test_weights_have_seven_bits_without_a_dot_product():
