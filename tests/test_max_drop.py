@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress
-from fxcompress.analysis.sensitivity import LayerError, Sensitivity
+from fxcompress.analysis.sensitivity import LayerError, Sensitivity, attribute
 from fxcompress.api import frontier
 from fxcompress.api.frontier import walk
 from fxcompress.api.variant import Variant
 from fxcompress.errors import BudgetError, InputError
 from fxcompress.pipeline import Journal
+from tests.plan.quantized import quantized
 
 
 class Fragile(nn.Module):
@@ -169,12 +170,11 @@ class Gated(nn.Module):
 
 
 def test_layers_are_given_up_under_names_of_the_float_program(fragile: nn.Module):
-    quantize = fxcompress.Quantize(equalize=False, smooth=False, correct_bias=False)
-    result = fxcompress.optimize(
-        Gated(fragile).eval(), IMAGES[0], quantize=quantize, calibration=IMAGES, max_drop=0.03
-    )
-    plan = result.plan.quantization
-    given_up = [item.node for item in plan.declined if item.reason == frontier.GIVEN_UP] if plan else []
-    assert not any(name.endswith("_gate") for name in given_up)
-    for note in result.report.notes:
-        assert "_gate" not in note
+    before, plan, after = quantized(Gated(fragile), (IMAGES[0],))
+    samples = [[image] for image in IMAGES]
+    raw = [layer.node for layer in attribute(before, after, samples).layers]
+    assert any(name.endswith("_gate") for name in raw), "gates are tensors of the quantized program"
+    names = [layer.node for layer in frontier._ranked(Variant("int8", after, plan), before, samples)]
+    known = {node.name for node in before.graph.nodes}
+    assert {"conv2d", "conv2d_1", "conv2d_2", "conv2d_3"} <= set(names) <= known
+    assert len(names) == len(set(names))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -26,6 +28,17 @@ def whole(*shape: int) -> NDArray[np.int8]:
     return np.random.default_rng(0).integers(-127, 128, shape, dtype=np.int8)
 
 
+def stored(channels: int, kernel: tuple[int, int]) -> dict[str, NDArray[Any] | np.generic]:
+    """The tensors of the text: scales, zero points and the weight."""
+    return {
+        "s": np.float32(0.02),
+        "z": np.uint8(117),
+        "t": np.float32(0.3),
+        "stored": whole(5, channels, *kernel),
+        "scales": np.linspace(0.01, 0.02, 5, dtype=np.float32),
+    }
+
+
 def stem(
     kernel: tuple[int, int],
     stride: int,
@@ -42,14 +55,7 @@ def stem(
         pads=", ".join(map(str, pads)),
         more=more,
     )
-    tensors = {
-        "s": np.float32(0.02),
-        "z": np.uint8(117),
-        "t": np.float32(0.3),
-        "stored": whole(5, channels, *kernel),
-        "scales": np.linspace(0.01, 0.02, 5, dtype=np.float32),
-    }
-    return model_of(text, tensors)
+    return model_of(text, stored(channels, kernel))
 
 
 AFTER = """
@@ -114,14 +120,7 @@ def test_other_convolutions_stay(model: onnx.ModelProto) -> None:
 def test_a_weight_with_zero_points_stays(zero: int) -> None:
     """The taps that blocks add are integers of zero, and those stand for other numbers there."""
     text = TEXT.format(channels=3, height=12, width=24, stride=2, pads="1, 1, 1, 1", more="")
-    tensors = {
-        "s": np.float32(0.02),
-        "z": np.uint8(117),
-        "t": np.float32(0.3),
-        "stored": whole(5, 3, 3, 3),
-        "scales": np.linspace(0.01, 0.02, 5, dtype=np.float32),
-        "points": np.full(5, zero, np.int8),
-    }
+    tensors = {**stored(3, (3, 3)), "points": np.full(5, zero, np.int8)}
     model = model_of(text.replace("(stored, scales)", "(stored, scales, points)"), tensors)
     if zero:
         assert_declines(use_space_to_depth, model)
@@ -132,11 +131,5 @@ def test_a_weight_with_zero_points_stays(zero: int) -> None:
 def test_a_weight_with_another_reader_stays() -> None:
     text = TEXT.format(channels=3, height=12, width=24, stride=2, pads="1, 1, 1, 1", more="")
     text = text.replace(" y) {", " y, float[5,3,3,3] e) {").replace("p = Quant", "e = Mul(w, w) p = Quant")
-    tensors = {
-        "s": np.float32(0.02),
-        "z": np.uint8(117),
-        "t": np.float32(0.3),
-        "stored": whole(5, 3, 3, 3),
-        "scales": np.linspace(0.01, 0.02, 5, dtype=np.float32),
-    }
+    tensors = stored(3, (3, 3))
     assert_declines(use_space_to_depth, model_of(text, tensors))
