@@ -6,32 +6,68 @@ Removed channels shift and shrink what later norms see; with old statistics they
 over the data, every norm fed by norms that use the batch at hand, as in training; the statistics are those of
 all batches together. It needs no labels and no gradients (Li et al. 2020, "EagleEye", judge pruned networks
 after this step). `Compensate` does more; this is the cheap half of it.
+
+Whether it helps depends on what was done before: after fits to the original's pre-activations, for which the
+original's statistics are right, it may do harm (78.4 instead of 80.3 % on the benchmark's ResNet-20). Given a
+`reference`, the pass measures on some of the samples, compares outputs on the others, and keeps the new
+statistics only where those come closer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
+from fxcompress.analysis.gram import gap, pieces, samples, split, variance
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
-from fxcompress.graph.execute import Executor
+from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
-from fxcompress.passes.contract import Decline, Outcome
+from fxcompress.passes.contract import Decline, Outcome, worse
 
 _NORM = torch.ops.aten.batch_norm.default
+
+CHUNK, CHUNKS = 32, 32
+"""Where a reference judges: samples that run at once, and how many times so many are read at most."""
+
+JUDGED = 4
+"""Every so many-th chunk judges; the others are measured."""
+
+
+@dataclass(frozen=True)
+class Reestimated(Outcome):
+    """What became of the statistics, and the error of the outputs on samples that were not measured.
+
+    Args:
+        before, after: squared difference to the reference's outputs, as a share of their variance.
+        used: samples that were measured.
+        judged: samples of which `before` and `after` are the error.
+    """
+
+    before: float = 0.0
+    after: float = 0.0
+    used: int = 0
+    judged: int = 0
 
 
 @dataclass(frozen=True)
 class ReestimateBatchNorm:
-    """Replace running statistics by those of calibration data; batches of some dozens of samples are best."""
+    """Replace running statistics by those of calibration data; batches of some dozens of samples are best.
+
+    Args:
+        batches: calibration data; labels are ignored.
+        reference: a program whose outputs are wanted. The data is then read more than once, in chunks of its
+            own and `CHUNK * CHUNKS` samples at most.
+    """
 
     batches: Iterable[Any] = field(repr=False)
+    reference: Program | None = field(default=None, repr=False)
     name: ClassVar[str] = "reestimate-batch-norm"
 
     def run(self, program: Program) -> Outcome:
@@ -39,33 +75,78 @@ class ReestimateBatchNorm:
         norms, declined = _norms(program)
         if not norms:
             return Outcome(program, (), tuple(declined))
-        observer = _Observer(program, norms)
-        for flat in flat_batches(program, self.batches):
-            with torch.no_grad():
-                observer.run_flat(flat)
-        edited = program.copy()
-        changed = []
-        for node in norms:
-            seen = observer.seen.get(node)
-            if seen is None or seen.count < 2:
-                declined.append(Decline(node.name, "a single value per channel has no variance"))
-                continue
-            if not (bool(seen.mean.isfinite().all()) and bool(seen.squares.isfinite().all())):
-                raise InputError(
-                    f"the input of {node.name} holds a NaN or an infinity for the calibration data",
-                    hint="look at the calibration data, and at the model's numerics on it",
-                    node=node.format_node(),
-                    source=walk.source(node),
-                )
-            for name, value in (("running_mean", seen.mean), ("running_var", seen.variance)):
-                stored = walk.argument(node, name)
-                dtype = walk.tensor(edited, stored).dtype
-                edit.set_tensor(edited, str(stored.target), value.to(dtype))
-            changed.append(f"{node.name}: statistics of {seen.count} values per channel")
-        if not changed:
-            return Outcome(program, (), tuple(declined))
-        edit.reinfer(edited)
-        return Outcome(edited, tuple(changed), tuple(declined))
+        if self.reference is None:
+            return _measured(program, norms, declined, flat_batches(program, self.batches))
+        return _closer(self.reference, program, norms, declined, self.batches)
+
+
+def _measured(
+    program: Program, norms: list[fx.Node], declined: Iterable[Decline], batches: Iterable[list[Tensor]]
+) -> Outcome:
+    """The program with the statistics of these batches."""
+    observer = _Observer(program, norms)
+    for flat in batches:
+        with torch.no_grad():
+            observer.run_flat(flat)
+    edited, changed, left = program.copy(), [], list(declined)
+    for node in norms:
+        seen = observer.seen.get(node)
+        if seen is None or seen.count < 2:
+            left.append(Decline(node.name, "a single value per channel has no variance"))
+            continue
+        _require_finite(node, seen)
+        for name, value in (("running_mean", seen.mean), ("running_var", seen.variance)):
+            stored = walk.argument(node, name)
+            dtype = walk.tensor(edited, stored).dtype
+            edit.set_tensor(edited, str(stored.target), value.to(dtype))
+        changed.append(f"{node.name}: statistics of {seen.count} values per channel")
+    if not changed:
+        return Outcome(program, (), tuple(left))
+    edit.reinfer(edited)
+    return Outcome(edited, tuple(changed), tuple(left))
+
+
+def _closer(
+    reference: Program,
+    program: Program,
+    norms: list[fx.Node],
+    declined: list[Decline],
+    batches: Iterable[Any],
+) -> Outcome:
+    """The same, where it brings the outputs closer to the reference's on the chunks that are not measured."""
+    chunks = list(islice(pieces(program, batches, CHUNK), CHUNKS))
+    if len(chunks) < JUDGED:
+        size = -(-sum(map(samples, chunks)) // JUDGED)
+        chunks = [part for chunk in chunks for part in split(program, chunk, size)]
+    judged = chunks[1::JUDGED]
+    if not judged:
+        reason = "all calibration data is one sample (or one static batch): nothing is left to judge by"
+        return Outcome(program, (), (*declined, Decline("the outputs", reason)))
+    fitted = [chunk for number, chunk in enumerate(chunks) if number % JUDGED != 1]
+    made = _measured(program, norms, declined, fitted)
+    if made.program is program:
+        return made
+    wanted = [run_flat(reference, flat) for flat in judged]
+    scale = variance(wanted) * sum(samples(flat) for flat in judged) or 1.0
+    before, after = (
+        sum(gap(exact, run_flat(item, flat)) for exact, flat in zip(wanted, judged, strict=True)) / scale
+        for item in (program, made.program)
+    )
+    counts = sum(map(samples, fitted)), sum(map(samples, judged))
+    if not after < before:
+        refusal = Decline("the outputs", worse("a new measurement of the statistics", before, after))
+        return Reestimated(program, (), (*made.declined, refusal), before, before, *counts)
+    return Reestimated(made.program, made.changed, made.declined, before, after, *counts)
+
+
+def _require_finite(node: fx.Node, seen: _Seen) -> None:
+    if not (bool(seen.mean.isfinite().all()) and bool(seen.squares.isfinite().all())):
+        raise InputError(
+            f"the input of {node.name} holds a NaN or an infinity for the calibration data",
+            hint="look at the calibration data, and at the model's numerics on it",
+            node=node.format_node(),
+            source=walk.source(node),
+        )
 
 
 @dataclass

@@ -98,3 +98,48 @@ def test_a_refusal_is_a_note() -> None:
     result, _ = made([images()[0][:1]])
     assert names(result) == ["masked-equivalence"]
     assert any("nothing is left to judge a fit by" in note for note in result.notes)
+
+
+class Shared(nn.Module):
+    """Two convolutions that are called twice each, of positive weights: they cannot be re-fitted; that their
+    sums are smaller with fewer channels, their norms can make up for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.back = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        with torch.no_grad():
+            for layer in (self.wide, self.back):
+                layer.weight.abs_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.norms:
+            x = norm(self.back(torch.relu(self.wide(x))))
+        return x.flatten(1)
+
+
+def test_norms_are_measured_anew_where_layers_cannot_be_fitted() -> None:
+    """Reported apart, and bounded by the error with the statistics of the original."""
+    data = [torch.randn(32, 4, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+    model = Shared()
+    model.train()
+    for batch in 12 * data:
+        model(batch)
+    journal = Journal()
+    result = compress(request(data[:4]), capture(model.eval(), (data[0][:2],)), journal)
+    assert names(result) == ["masked-equivalence", "batch-norm-statistics"]
+    finding = result.proofs[1]
+    assert 0 < finding.error < finding.bound
+    assert "2 batch norms measured on 96 samples, judged on 32 others" in finding.detail
+    steps = [entry.name for entry in journal.entries]
+    assert steps.index("compensate") < steps.index("reestimate-batch-norm")
+
+
+def test_norms_keep_their_statistics_where_layers_were_fitted_to_them() -> None:
+    """The network of the first test: what its norm would gain is already in its running mean."""
+    result, journal = made(images())
+    assert "batch-norm-statistics" not in names(result)
+    entry = next(item for item in journal.entries if item.name == "reestimate-batch-norm")
+    assert "left out" in entry.declined[-1].reason

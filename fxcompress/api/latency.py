@@ -160,7 +160,10 @@ class Rounds:
 
 def figures(met: Met[PruningPlan]) -> LatencyBudget:
     """What the report says of the rounds."""
-    rounds = tuple(LatencyRound(item.predicted, item.measured, item is met.chosen) for item in met.rounds)
+    rounds = tuple(
+        LatencyRound(item.predicted, item.measured, item is met.chosen, len(item.times))
+        for item in met.rounds
+    )
     return LatencyBudget(met.asked, met.original, met.chosen.predicted, met.chosen.measured, rounds)
 
 

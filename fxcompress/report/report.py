@@ -142,11 +142,14 @@ class Proof:
 
 @dataclass(frozen=True)
 class LatencyRound:
-    """One round of a budget in milliseconds: what was predicted for a plan and what its model took."""
+    """One round of a budget in milliseconds: what was predicted for a plan and what its model took, which is
+    the median where it was measured more than once.
+    """
 
     predicted_ms: float
     measured_ms: float
     chosen: bool = False
+    measurements: int = 1
 
 
 @dataclass(frozen=True)

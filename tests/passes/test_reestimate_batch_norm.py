@@ -10,7 +10,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm
+from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm, Reestimated
 from tests.passes.models import Apply, Chain
 
 
@@ -93,3 +93,51 @@ def test_numbers_that_are_none_are_refused() -> None:
     )
     with pytest.raises(InputError, match="batch_norm holds a NaN or an infinity"):
         ReestimateBatchNorm([torch.full((4, 3), 1e4)]).run(grown)
+
+
+def shifted(other: Program) -> Program:
+    """A program with statistics that are none of its own."""
+    with torch.no_grad():
+        walk.tensor(other, "m.running_mean").add_(0.5)
+        walk.tensor(other, "m.running_var").mul_(3.0)
+    return other
+
+
+def fitting() -> Program:
+    """The program with the statistics of other samples than those of the tests."""
+    return ReestimateBatchNorm([data(7, 2000)]).run(program()).program
+
+
+def error(reference: Program, found: Program, x: Tensor) -> float:
+    with torch.no_grad():
+        wanted, y = reference.module(x), found.module(x)
+    return float((wanted - y).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
+def test_a_reference_keeps_statistics_that_bring_the_outputs_closer() -> None:
+    """Measured on three quarters of the chunks, judged on the others; on new samples it holds too."""
+    reference, other = fitting(), shifted(fitting())
+    outcome = ReestimateBatchNorm([data(5, 400)], reference).run(other)
+    assert isinstance(outcome, Reestimated)
+    assert len(outcome.changed) == 2
+    assert (outcome.used, outcome.judged) == (304, 96)
+    assert outcome.after < 0.1 * outcome.before
+    x = data(6, 50)
+    assert error(reference, outcome.program, x) < 0.1 * error(reference, other, x)
+
+
+def test_a_reference_refuses_statistics_that_do_not() -> None:
+    """What is exact already can only become worse."""
+    reference = program()
+    outcome = ReestimateBatchNorm([data(5, 400)], reference).run(reference)
+    assert outcome.program is reference
+    assert not outcome.changed
+    assert "a new measurement of the statistics is left out" in outcome.declined[-1].reason
+
+
+def test_one_batch_is_split_to_be_judged_and_one_sample_cannot_be() -> None:
+    outcome = ReestimateBatchNorm([data(5, 16)], program()).run(shifted(program()))
+    assert isinstance(outcome, Reestimated)
+    assert (outcome.used, outcome.judged) == (12, 4)
+    single = ReestimateBatchNorm([data(5, 1)], program()).run(shifted(program()))
+    assert "nothing is left to judge by" in single.declined[-1].reason

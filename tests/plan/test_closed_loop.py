@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxcompress.errors import BudgetError
-from fxcompress.plan.closed_loop import ROUNDS, WITHIN, Loop, Met
+from fxcompress.plan.closed_loop import MEASUREMENTS, ROUNDS, TRIES, WITHIN, Loop, Met
 
 ORIGINAL = 10.0
 
@@ -31,6 +31,7 @@ def solved(real: Callable[[float], float], asked: float, **options: float) -> Me
 def test_a_perfect_prediction_takes_one_round() -> None:
     met = solved(lambda predicted: predicted, 5.0)
     assert len(met.rounds) == 1
+    assert met.chosen.times == (met.chosen.predicted, met.chosen.predicted)  # and is confirmed
     assert met.close
 
 
@@ -77,9 +78,46 @@ def test_asking_for_more_than_the_original_takes_removes_nothing() -> None:
 
 
 def test_noise_that_turns_the_order_around_is_no_trap() -> None:
-    noise = iter([1.2, 0.7, 1.3, 0.8, 1.0, 1.0])
+    noise = iter([1.2, 0.7, 1.3, 0.8, *[1.0] * 10])
     met = solved(lambda predicted: predicted * next(noise), 5.0)
     assert met.chosen.measured <= 5.0
+    assert len(met.rounds) <= ROUNDS
+
+
+@pytest.mark.parametrize("burst", [0.9, 1.1])
+@pytest.mark.parametrize("when", range(6))
+def test_a_single_disturbed_measurement_does_not_decide(burst: float, when: int) -> None:
+    """The benchmark's MobileNetV2, asked for 35 %, came out at 38 %: the burst made it look like 34 %."""
+    calls = iter(range(100))
+    seen = {}
+
+    def disturbed(predicted: float) -> float:
+        seen[predicted] = 1 + 0.8 * predicted
+        return seen[predicted] * (burst if next(calls) == when else 1.0)
+
+    met = solved(disturbed, 5.0)
+    assert (1 - WITHIN) * 5.0 <= seen[met.chosen.plan] <= 5.0
+    assert len(met.chosen.times) > 1
+
+
+def test_a_plan_that_looked_too_slow_once_is_tried_again_before_the_budget_is_refused() -> None:
+    noise = iter([1.5, *[1.0] * 10])
+    met = solved(lambda predicted: 4.8 * next(noise), 5.0, floor=5.0)
+    assert met.chosen.times == (4.8 * 1.5, 4.8, 4.8)
+    assert met.chosen.measured == 4.8
+
+
+def test_a_machine_that_never_agrees_with_itself_ends() -> None:
+    noise = iter([0.8, 1.1, 0.9, 1.2, 0.7] * 10)
+    calls = []
+
+    def real(predicted: float) -> float:
+        calls.append(predicted)
+        return predicted * next(noise)
+
+    met = solved(real, 5.0)
+    assert len(calls) <= MEASUREMENTS
+    assert max(len(item.times) for item in met.rounds) <= TRIES
 
 
 def test_equal_measurements_lead_to_equal_rounds() -> None:
