@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from fxcompress.runtime.session import open_session, run
+from tests.lowering.doubles import assert_equal_in_double
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -57,7 +58,10 @@ def assert_rewrites(
     *,
     exact: bool = True,
 ) -> onnx.ModelProto:
-    """The rewrite changes something, leaves the nodes `after`, and computes what was computed before."""
+    """The rewrite changes something, leaves the nodes `after`, and computes what was computed before.
+
+    To the last bit in single precision; where that is not `exact`, to twelve digits in double precision.
+    """
     expected = run(open_session(model, optimize=False), feeds)
     changed, rewritten = apply(rewrite, model)
     assert listing(rewritten) == dedent(after).strip()
@@ -70,6 +74,8 @@ def assert_rewrites(
             np.testing.assert_array_equal(results[name], value)
         else:
             np.testing.assert_allclose(results[name], value, rtol=1e-5, atol=1e-6)
+    if not exact:
+        assert_equal_in_double(model, rewritten, feeds)
     return rewritten
 
 

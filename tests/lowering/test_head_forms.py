@@ -15,6 +15,7 @@ from fxcompress.lowering.head_forms import MULTI_HEAD_ATTENTION, use_multi_head_
 from fxcompress.lowering.lower import lower
 from fxcompress.proof.parity import float_parity
 from fxcompress.runtime.inspection import executed
+from tests.lowering.doubles import assert_equal_in_double
 from tests.lowering.graphs import apply, assert_declines, assert_rewrites, floats, model_of
 
 TEXT = """
@@ -46,6 +47,14 @@ FEEDS = {"a": floats(2, 5, 12), "b": floats(2, 7, 12, seed=1), "c": floats(2, 7,
 
 def test_the_parts_become_one_operator() -> None:
     assert_rewrites(use_multi_head_attention, model_of(TEXT, TENSORS), AFTER, FEEDS, exact=False)
+
+
+def test_a_scale_that_is_off_by_a_millionth_is_seen() -> None:
+    """The comparison of the tests above, on what single precision hardly tells from rounding."""
+    _, after = apply(use_multi_head_attention, model_of(TEXT, TENSORS))
+    other = model_of(TEXT, {**TENSORS, "root": np.float32(0.75 * (1 + 1e-6))})
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_equal_in_double(other, after, FEEDS)
 
 
 def test_a_key_turned_in_one_step_is_the_same() -> None:
