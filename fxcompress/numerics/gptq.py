@@ -21,15 +21,21 @@ DAMPING = 0.01
 """Added to the diagonal of `H`, as a share of its mean: the paper's."""
 
 
+UNSEEN = 0.3
+"""What stands for `DAMPING` where there are fewer rows than inputs, times inputs per row."""
+
+
 def damping_for(width: int, rows: int) -> float:
     """The damping for moments of so many rows of so many inputs.
 
-    The paper's share is for many more rows than inputs. With fewer, most directions were never seen, and
-    errors that are pushed into them come back on other inputs (one linear of 64 inputs and 32 rows, int4:
-    0.108 of the outputs' norm on unseen rows with 0.01, 0.064 rounded to the nearest). The share of what is
-    not known grows as inputs per row.
+    The paper's share is for more rows than inputs. With fewer, most directions were never seen, and errors
+    that are pushed into them come back on other inputs. Measured at int4 on eleven layers of trained networks
+    (ResNet-20, a transformer), the outputs' error on unseen rows as a share of rounding to the nearest, in
+    geometric mean and at worst: with two inputs per row 0.85 and 1.16 by the paper's share, 0.82 and 1.00 by
+    this one; with eight 0.88 and 1.03, 0.87 and 1.00. With two rows per input 0.75 and 0.78: the paper's is
+    better. On white noise, where nothing is to be learnt, it is 1.75 and 1.10 at two inputs per row.
     """
-    return max(DAMPING, width / max(rows, 1))
+    return DAMPING if rows > width else UNSEEN * width / max(rows, 1)
 
 
 def gptq(
