@@ -59,14 +59,7 @@ BATCH = 32
 POINTS = 0.5
 """What the upper bound of our drop may be at most, in points."""
 
-PLAIN = Quantize(
-    precision="full",
-    equalize=False,
-    smooth=False,
-    correct_bias=False,
-    calibrator="minmax",
-    rounding="nearest",
-)
+PLAIN = Quantize(precision="full", equalize=False, smooth=False, correct_bias=False, calibrator="minmax")
 OURS = "ours"
 BASE = "min-max alone"
 PER_TENSOR = "quantize_static per tensor"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fxcompress.analysis.contraction import Form
-from fxcompress.analysis.quantized_sites import QuantizedSite, Stored, quantized_sites
+from fxcompress.analysis.quantized_sites import QuantizedSite, Stored
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Moments
@@ -37,22 +37,6 @@ from fxcompress.passes.quantized_corrections import (
     share_left,
     shift_bias,
 )
-
-AFFORDABLE = 6_000_000
-"""Entries of all layers' Gram matrices up to which rounding takes seconds: ResNet-20 has 2.3 million and
-takes 6 s on one core, MobileNetV2 has 7.0 million and takes 24 s. Counted, not timed, so that equal calls
-give equal files.
-"""
-
-
-def affordable(reference: Program, program: Program) -> bool:
-    """Whether all layers of a quantized program can be rounded in seconds."""
-    found, refused = quantized_sites(reference, program, inputs=True)
-    entries = 0
-    for site in found:
-        groups, inputs, _ = site.form.matrix(walk.tensor(reference, site.form.weight)).shape
-        entries += groups * inputs * inputs
-    return not refused and entries <= AFFORDABLE
 
 
 @dataclass(frozen=True)

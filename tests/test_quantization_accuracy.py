@@ -14,8 +14,6 @@ from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
-from fxcompress.numerics.least_squares import Fit
-from fxcompress.passes import round_adaptively
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization import Quantize, plan_quantization, tensors_to_observe
@@ -85,37 +83,20 @@ def ran(journal: Journal) -> set[str]:
 
 def test_spread_channels_are_found_by_default_and_lost_without():
     program, ours, journal = quantized(hostile(), data())
-    assert ran(journal) == STEPS - {"correct-biases"}
-    plain = {"equalize": False, "smooth": False, "correct_bias": False}
-    _, without, silent = quantized(hostile(), data(), **plain, calibrator="minmax", rounding="nearest")
+    assert ran(journal) == STEPS - {"round-adaptively"}
+    plain = {"equalize": False, "smooth": False, "correct_bias": False, "calibrator": "minmax"}
+    _, without, silent = quantized(hostile(), data(), **plain)
     assert ran(silent) == set()
     assert decibels(program, ours.program) > decibels(program, without.program) + 15
     assert any("stored integers corrected" in note for note in ours.notes)
 
 
 def test_adaptive_rounding_takes_the_place_of_bias_correction():
-    program, biases, before = quantized(hostile(), data(), rounding="nearest")
+    program, biases, _ = quantized(hostile(), data())
     _, rounded, journal = quantized(hostile(), data(), rounding="adaptive")
-    assert "round-adaptively" in ran(journal) - ran(before)
-    assert "correct-biases" in ran(before) - ran(journal)
+    assert "round-adaptively" in ran(journal)
+    assert "correct-biases" not in ran(journal)
     assert decibels(program, rounded.program) > decibels(program, biases.program) - 0.5
-
-
-@pytest.mark.parametrize(("limit", "step"), [(10**6, "round-adaptively"), (100, "correct-biases")])
-def test_small_networks_are_rounded_adaptively_by_default(monkeypatch, limit, step):
-    monkeypatch.setattr(round_adaptively, "AFFORDABLE", limit)
-    _, made, journal = quantized(hostile(), data())
-    assert ran(journal) & {"round-adaptively", "correct-biases"} == {step}
-    assert any("stored integers corrected" in note for note in made.notes)
-
-
-def test_biases_are_corrected_where_rounding_brings_nothing(monkeypatch):
-    """The rounding is taken back where outputs do not come closer; the cheaper correction is then tried."""
-    monkeypatch.setattr(round_adaptively, "descend", lambda moments, moves, **_: 3 * moves)
-    monkeypatch.setattr(round_adaptively, "chosen", lambda *given, **_: Fit(given[2][1], given[0].r))
-    _, made, journal = quantized(hostile(), data())
-    assert {"round-adaptively", "correct-biases"} <= ran(journal)
-    assert any("stored integers corrected" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("calibrator", ["auto", "minmax", "average", "percentile", "mse", "entropy"])

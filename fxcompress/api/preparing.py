@@ -17,8 +17,8 @@ from fxcompress.passes.equalize_channels import EqualizeChannels
 from fxcompress.passes.migrate_scales import MigrateScales
 from fxcompress.passes.quantize_tables import QuantizeTables, Tabled
 from fxcompress.passes.quantized_corrections import Corrected
-from fxcompress.passes.round_adaptively import RoundAdaptively, affordable
-from fxcompress.pipeline import Journal, Stage
+from fxcompress.passes.round_adaptively import RoundAdaptively
+from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization_plan import Quantize
 from fxcompress.plan.tables import lookups
 
@@ -58,18 +58,16 @@ def _corrected(
 ) -> Variant:
     options = request.quantize or Quantize()
     biases = options.correct_bias is not False
-    stages: list[Stage] = []
-    if options.rounding == "adaptive" or (
-        options.rounding == "auto" and affordable(prepared, variant.program)
-    ):
-        stages.append(RoundAdaptively(prepared, calibration, biases=biases))
-    if biases:
-        stages.append(CorrectBiases(prepared, calibration))
-    for stage in stages:
+    if options.rounding == "adaptive":
+        stage = RoundAdaptively(prepared, calibration, biases=biases)
         outcome = journal.outcome(stage, variant.program)
-        if isinstance(outcome, Corrected) and outcome.program is not variant.program:
-            return replace(variant, program=outcome.program, notes=(*variant.notes, _finding(outcome)))
-    return variant
+    elif biases:
+        outcome = journal.outcome(CorrectBiases(prepared, calibration), variant.program)
+    else:
+        return variant
+    if outcome.program is variant.program or not isinstance(outcome, Corrected):
+        return variant
+    return replace(variant, program=outcome.program, notes=(*variant.notes, _finding(outcome)))
 
 
 def with_tables(request: Request, program: Program, journal: Journal) -> Tabled:

@@ -20,7 +20,7 @@ MODES = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "float16", "bfl
 PRECISIONS = ("auto", "full")
 CALIBRATORS = ("auto", "minmax", "average", "percentile", "mse", "entropy")
 WEIGHT_RANGES = ("minmax", "mse")
-ROUNDINGS = ("auto", "nearest", "adaptive")
+ROUNDINGS = ("nearest", "adaptive")
 _CHOICES = {
     "precision": PRECISIONS,
     "calibrator": CALIBRATORS,
@@ -48,8 +48,7 @@ class Quantize:
         equalize: balance the channels of successive layers first; None does where it helps.
         smooth: move the scales of outlier channels from activations into weights; None does where it helps.
         correct_bias: correct biases for the mean error that quantization leaves; None does where it helps.
-        rounding: of weights, `"nearest"`, or `"adaptive"`: up or down, whichever keeps the outputs; `"auto"`
-            is adaptive where that takes seconds, which is in small networks.
+        rounding: of weights, `"nearest"`, or `"adaptive"`: up or down, whichever keeps the outputs.
         block_size: weights per scale, where only weights are quantized.
     """
 
@@ -61,7 +60,7 @@ class Quantize:
     equalize: bool | None = None
     smooth: bool | None = None
     correct_bias: bool | None = None
-    rounding: str = "auto"
+    rounding: str = "nearest"
     block_size: int = 32
 
     def __post_init__(self) -> None:
