@@ -5,9 +5,11 @@
     lstm_cell, gru_cell, ..  =>  linear, split, sigmoid, tanh
     lstm with a projection   =>  its cells, one after the other (ONNX's LSTM has no projection)
     adaptive_avg_pool1d to 1 =>  mean
+    scaled_dot_product_attention not of four dimensions  =>  of four, or products and a softmax
 
 The exporter of torch 2.13 has no `cdist`, writes an `embedding_bag` whose nodes are not in order, takes cells
-apart with the batch of the example, and writes an LSTM with a projection as one without. A *form* is a plain
+apart with the batch of the example, writes an LSTM with a projection as one without, and refuses attention
+over anything but [batch, heads, positions, width]. A *form* is a plain
 function from an operator's arguments to its results; it must not take a size that may vary for a number.
 """
 
@@ -183,7 +185,40 @@ def _pools_to_one(node: fx.Node) -> bool:
     return list(arguments(node)["output_size"]) == [1]
 
 
+def attention(_: fx.Node, given: Given) -> Tensor:
+    """q[.., L, E], k[.., S, E], v[.., S, F] => y[.., L, F]; fewer than four dimensions are one batch."""
+    query, key, value = given["query"], given["key"], given["value"]
+    if query.dim() > 4 or key.dim() > 4 or value.dim() > 4:
+        return _attention_in_parts(query, key, value, given)
+    added = 4 - max(query.dim(), key.dim(), value.dim())
+    query, key, value = (x[(None,) * (4 - x.dim())] for x in (query, key, value))
+    options = {name: given[name] for name in ("attn_mask", "is_causal", "scale")}
+    result = F.scaled_dot_product_attention(query, key, value, **options)
+    return result.squeeze(tuple(range(added)))
+
+
+def _attention_in_parts(query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
+    """The same with more dimensions, which torch's operator computes in this way too."""
+    scale = query.shape[-1] ** -0.5 if given["scale"] is None else given["scale"]
+    scores, mask = query @ key.transpose(-2, -1) * scale, given["attn_mask"]
+    if given["is_causal"]:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(mask.logical_not(), float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ value
+
+
+def _is_not_of_heads(node: fx.Node) -> bool:
+    """Whether attention is over other than four dimensions; grouped heads have four, or no form."""
+    bound = arguments(node)
+    ranks = [walk.value(bound[name]).dim() for name in ("query", "key", "value")]
+    return not bound["enable_gqa"] and ranks != [4, 4, 4]
+
+
 FORMS: Mapping[Any, Form] = {
+    aten.scaled_dot_product_attention.default: attention,
     aten.adaptive_avg_pool1d.default: mean_of_positions,
     aten.cdist.default: cdist,
     aten._cdist_forward.default: cdist,
@@ -214,5 +249,6 @@ _COVERS: Mapping[Form, Callable[[fx.Node], bool]] = {
     projected_lstm: _is_projected,
     bags: has_form,
     mean_of_positions: _pools_to_one,
+    attention: _is_not_of_heads,
 }
 """Which uses of an operator a form is for, where it is not for all."""
