@@ -162,7 +162,7 @@ class Bench:
             norms=self.test_accuracy(ReestimateBatchNorm(batches).run(pruned).program),
             compensated=self.test_accuracy(compensated),
             validation=accuracy(compensated, self.images.validation, self.images.validation_labels),
-            output_error=outcome.after,
+            output_error=outcome.after if compensated is outcome.program else None,
         )
 
     def peer(self, name: str, factor: float, seed: int) -> Row:

@@ -24,7 +24,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fxcompress.analysis.gram import SideBySide
@@ -34,7 +33,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Fit, Moments, best_fit
-from fxcompress.passes.contract import Decline, Outcome, worse
+from fxcompress.passes.contract import NOTHING_TO_JUDGE_BY, Decline, Outcome, worse
 from fxcompress.passes.loosening import loosened
 from fxcompress.plan.pruning_plan import PruningPlan
 
@@ -103,10 +102,7 @@ class Compensate:
         run = SideBySide(original, edited, analysis, indices)
         used = run.load(self.batches, self.memory)
         if not run.judged:
-            reason = (
-                "all calibration data is one sample (or one static batch): nothing is left to judge a fit by"
-            )
-            return Compensated(program, (), (Decline("the outputs", reason),), used=used)
+            return Compensated(program, (), (Decline("the outputs", NOTHING_TO_JUDGE_BY),), used=used)
         counts = used, run.judged, run.reported, run.apart
         before = run.output_error()
         found, refusals = sites(edited, analysis, indices)
@@ -142,9 +138,12 @@ def _refit(run: SideBySide, site: Site) -> str | None:
             source=walk.source(site.node),
         )
     dampings = COARSE if fitted.xx.shape[1] >= WIDE else DAMPINGS
-    fit = best_fit(fitted, judged, dampings, intercept=site.bias is not None)
-    stored = site.form.matrix(walk.tensor(run.pruned.program, site.form.weight).detach())
-    fit = Fit(torch.where(stored == 0, 0.0, fit.weight), fit.bias)
+    free = site.form.matrix(walk.tensor(run.pruned.program, site.form.weight).detach()) != 0
+    if not bool(free.any()):
+        return None  # it is switched off
+    fit = best_fit(
+        fitted, judged, dampings, intercept=site.bias is not None, free=None if bool(free.all()) else free
+    )
     before, after = (_total(judged, made, site) for made in (None, fit))
     if not after < before:
         return None

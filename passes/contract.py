@@ -56,6 +56,12 @@ def outcome(
     return Outcome(edited, lines, left)
 
 
+NOTHING_TO_JUDGE_BY = (
+    "all calibration data is one sample (or one static batch): nothing is left to judge a correction by"
+)
+"""Why a correction that would be fitted is not even tried."""
+
+
 def worse(what: str, before: float, after: float) -> str:
     """Why a correction that was fitted is not kept; both errors as a share of the outputs' variance."""
     return (

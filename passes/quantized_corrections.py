@@ -21,7 +21,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
 from fxcompress.numerics.least_squares import Fit, Moments
-from fxcompress.passes.contract import Decline, Outcome, worse
+from fxcompress.passes.contract import NOTHING_TO_JUDGE_BY, Decline, Outcome, worse
 
 MEMORY = 512 * 2**20
 """Bytes of activations that may be held; samples beyond that are not read."""
@@ -82,7 +82,7 @@ def corrected(data: Data, program: Program, fix: Fix, *, inputs: bool) -> Correc
     run = QuantizedRun(data.reference, edited)
     used = run.load(data.batches, data.memory)
     if not run.judged:
-        return Corrected(program, (), (Decline("the outputs", _ONE_SAMPLE),), used=used)
+        return Corrected(program, (), (Decline("the outputs", NOTHING_TO_JUDGE_BY),), used=used)
     counts = used, run.reported, run.apart
     before = run.output_error()
     found, refusals = quantized_sites(data.reference, edited, inputs=inputs)
@@ -105,9 +105,6 @@ def corrected(data: Data, program: Program, fix: Fix, *, inputs: bool) -> Correc
         return Corrected(program, (), tuple(declined), before, before, *counts)
     edit.reinfer(edited)
     return Corrected(edited, tuple(changed), tuple(declined), before, after, *counts)
-
-
-_ONE_SAMPLE = "all calibration data is one sample (or one static batch): nothing is left to judge by"
 
 
 def _require_finite(site: QuantizedSite, fitted: Moments, judged: Moments) -> None:

@@ -17,24 +17,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
-from fxcompress.analysis.gram import gap, pieces, samples, split, variance
+from fxcompress.analysis.gram import gap, pieces, rechunked, sample_count, variance
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
-from fxcompress.passes.contract import Decline, Outcome, worse
+from fxcompress.passes.contract import NOTHING_TO_JUDGE_BY, Decline, Outcome, worse
 
 _NORM = torch.ops.aten.batch_norm.default
 
-CHUNK, CHUNKS = 32, 32
-"""Where a reference judges: samples that run at once, and how many times so many are read at most."""
+CHUNK = 64
+"""Samples that run at once where a reference judges; smaller batches are joined where they are dynamic."""
+
+MEMORY = 256 * 2**20
+"""Bytes of inputs that may be held then; samples beyond that are not read."""
+
+MOST = 1024
+"""Samples that are read at most then: means of so many are known to some percent of a deviation."""
 
 JUDGED = 4
 """Every so many-th chunk judges; the others are measured."""
@@ -62,8 +67,8 @@ class ReestimateBatchNorm:
 
     Args:
         batches: calibration data; labels are ignored.
-        reference: a program whose outputs are wanted. The data is then read more than once, in chunks of its
-            own and `CHUNK * CHUNKS` samples at most.
+        reference: a program whose outputs are wanted. At most `MOST` samples are then read, in chunks of
+            their own, held in about `MEMORY` bytes.
     """
 
     batches: Iterable[Any] = field(repr=False)
@@ -114,29 +119,44 @@ def _closer(
     batches: Iterable[Any],
 ) -> Outcome:
     """The same, where it brings the outputs closer to the reference's on the chunks that are not measured."""
-    chunks = list(islice(pieces(program, batches, CHUNK), CHUNKS))
-    if len(chunks) < JUDGED:
-        size = -(-sum(map(samples, chunks)) // JUDGED)
-        chunks = [part for chunk in chunks for part in split(program, chunk, size)]
+    chunks = _chunks(program, batches)
     judged = chunks[1::JUDGED]
     if not judged:
-        reason = "all calibration data is one sample (or one static batch): nothing is left to judge by"
-        return Outcome(program, (), (*declined, Decline("the outputs", reason)))
+        return Outcome(program, (), (*declined, Decline("the outputs", NOTHING_TO_JUDGE_BY)))
     fitted = [chunk for number, chunk in enumerate(chunks) if number % JUDGED != 1]
-    made = _measured(program, norms, declined, fitted)
+    try:
+        made = _measured(program, norms, declined, fitted)
+    except InputError as error:  # finite with the statistics it has: not the fault of the data
+        return Outcome(program, (), (*declined, Decline("the outputs", str(error).splitlines()[0])))
     if made.program is program:
         return made
-    wanted = [run_flat(reference, flat) for flat in judged]
-    scale = variance(wanted) * sum(samples(flat) for flat in judged) or 1.0
-    before, after = (
-        sum(gap(exact, run_flat(item, flat)) for exact, flat in zip(wanted, judged, strict=True)) / scale
-        for item in (program, made.program)
-    )
-    counts = sum(map(samples, fitted)), sum(map(samples, judged))
+    spread = variance(run_flat(reference, flat) for flat in chunks)
+    count = sum(sample_count(program, flat) for flat in judged)
+    errors = []
+    for item in (program, made.program):
+        difference = sum(gap(run_flat(reference, flat), run_flat(item, flat)) for flat in judged)
+        errors.append(difference / count / spread if spread else difference / count)
+    before, after = errors
+    used = sum(sample_count(program, flat) for flat in fitted)
     if not after < before:
         refusal = Decline("the outputs", worse("a new measurement of the statistics", before, after))
-        return Reestimated(program, (), (*made.declined, refusal), before, before, *counts)
-    return Reestimated(made.program, made.changed, made.declined, before, after, *counts)
+        return Reestimated(program, (), (*made.declined, refusal), before, before, used, count)
+    return Reestimated(made.program, made.changed, made.declined, before, after, used, count)
+
+
+def _chunks(program: Program, batches: Iterable[Any]) -> list[list[Tensor]]:
+    """Samples in chunks of `CHUNK`, or smaller ones where there would be too few to judge by one of them; the
+    batches of a program whose batch is static as they are.
+    """
+    held: list[list[Tensor]] = []
+    taken = size = 0
+    for piece in pieces(program, batches, CHUNK):
+        held.append(piece)
+        taken += sample_count(program, piece)
+        size += sum(value.nbytes for value in piece)
+        if taken >= MOST or size >= MEMORY:
+            break
+    return rechunked(program, held, max(1, min(CHUNK, -(-taken // JUDGED))))
 
 
 def _require_finite(node: fx.Node, seen: _Seen) -> None:

@@ -97,7 +97,7 @@ def test_data_that_can_be_read_once_is_left_to_others() -> None:
 def test_a_refusal_is_a_note() -> None:
     result, _ = made([images()[0][:1]])
     assert names(result) == ["masked-equivalence"]
-    assert any("nothing is left to judge a fit by" in note for note in result.notes)
+    assert any("nothing is left to judge a correction by" in note for note in result.notes)
 
 
 class Shared(nn.Module):

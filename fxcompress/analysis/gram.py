@@ -86,22 +86,23 @@ class SideBySide:
 
         A sample that comes again is left out: what is fitted on it cannot be judged on it.
         """
-        example = max(samples(self.original.program.flat_example()), 1)
+        program = self.original.program
+        example = max(sample_count(program, program.flat_example()), 1)
         each = (self.original.peak_bytes() + self.pruned.peak_bytes()) // example + 1
         room, taken, held = max(memory // each, 2), 0, []
-        for piece in pieces(self.original.program, batches, min(CHUNK, room)):
+        for piece in pieces(program, batches, min(CHUNK, room)):
             held.append(piece)
-            taken += samples(piece)
+            taken += sample_count(program, piece)
             if taken >= room:
                 break
         parts = PARTS if taken >= ENOUGH else JUDGED
         if len(held) < parts:
-            size = -(-taken // parts)
-            held = [part for piece in held for part in split(self.original.program, piece, size)]
+            size = max(-(-taken // parts), 1)
+            held = [part for piece in held for part in split(program, piece, size)]
         self.apart = taken >= ENOUGH and len(held) >= PARTS
         for number, piece in enumerate(held):
             begun = self.original.begin(piece), self.pruned.begin(piece)
-            self.chunks.append(Chunk(*begun, *self._kept_back(number), samples(piece)))
+            self.chunks.append(Chunk(*begun, *self._kept_back(number), sample_count(program, piece)))
         self.variance = variance(self._ended(self.original, chunk.original, 0) for chunk in self.chunks)
         return taken
 
@@ -203,9 +204,12 @@ def places_of(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:PLACES].sort().values
 
 
-def samples(flat: Sequence[Tensor]) -> int:
-    """How many samples flat inputs hold, by the leading dimension of the first."""
-    return flat[0].shape[0] if flat and flat[0].dim() else 1
+def sample_count(program: Program, flat: Sequence[Tensor]) -> int:
+    """How many samples flat inputs hold: by the dynamic batch, else by the first input with a dimension."""
+    _, total = _counted(program, flat)
+    if total is not None:
+        return total
+    return next((value.shape[0] for value in flat if value.dim()), 1)
 
 
 def pieces(program: Program, batches: Iterable[Any], size: int) -> Iterator[list[Tensor]]:
@@ -216,6 +220,36 @@ def pieces(program: Program, batches: Iterable[Any], size: int) -> Iterator[list
     seen: set[bytes] = set()
     for flat in flat_batches(program, batches):
         yield from split(program, _unseen(program, flat, seen), size)
+
+
+def rechunked(program: Program, held: Iterable[list[Tensor]], size: int) -> list[list[Tensor]]:
+    """The same samples in chunks of `size`; those that differ in more than the batch stay apart."""
+    groups: list[list[list[Tensor]]] = []
+    for flat in held:
+        if groups and _alike(program, groups[-1][-1], flat):
+            groups[-1].append(flat)
+        else:
+            groups.append([flat])
+    return [part for group in groups for part in split(program, _together(program, group), size)]
+
+
+def _alike(program: Program, one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two batches differ in their rows alone, of which there is a dynamic number."""
+    counted, total = _counted(program, one)
+    return total is not None and all(
+        left.shape[1:] == right.shape[1:] if own else torch.equal(left, right)
+        for left, right, own in zip(one, other, counted, strict=True)
+    )
+
+
+def _together(program: Program, group: list[list[Tensor]]) -> list[Tensor]:
+    if len(group) == 1:
+        return group[0]
+    counted, _ = _counted(program, group[0])
+    return [
+        torch.cat(values) if own else values[0]
+        for values, own in zip(zip(*group, strict=True), counted, strict=True)
+    ]
 
 
 def split(program: Program, flat: list[Tensor], size: int) -> Iterator[list[Tensor]]:
@@ -230,7 +264,7 @@ def split(program: Program, flat: list[Tensor], size: int) -> Iterator[list[Tens
         ]
 
 
-def _counted(program: Program, flat: list[Tensor]) -> tuple[list[bool], int | None]:
+def _counted(program: Program, flat: Sequence[Tensor]) -> tuple[list[bool], int | None]:
     """Which inputs have a row per sample, and how many; None where the program's batch is static."""
     marks = [program.signature.dynamic.get(name, {}).get(0) for name in program.signature.inputs]
     symbol = next((mark for mark in marks if mark is not None), None)

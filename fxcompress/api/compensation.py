@@ -1,8 +1,8 @@
 """Compensation inside one `optimize` call: when it runs, and what the report says of it.
 
 Layers are re-fitted first (`Compensate`), and then the statistics of batch norms measured anew. Each is kept
-only where that brings the outputs closer on samples that it did not see, so that the second mostly counts
-where the first had to leave layers alone.
+only where that brings the outputs closer on samples that it was not fitted to, so that the second mostly
+counts where the first had to leave layers alone.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def compensated(
         found.append(_finding(refitted))
     if isinstance(normed, Reestimated) and normed.program is not refitted.program:
         found.append(_of_norms(normed))
-    refusals = () if found else tuple(str(at) for at in refitted.declined if at.site == "the outputs")
-    return normed.program, tuple(found), refusals
+    refusals = tuple(str(at) for at in refitted.declined if at.site == "the outputs")
+    return normed.program, tuple(found), refusals if refitted.program is pruned else ()
 
 
 def _of_norms(outcome: Reestimated) -> Proof:

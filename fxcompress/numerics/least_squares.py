@@ -88,18 +88,38 @@ def ridge(moments: Moments, damping: float, *, intercept: bool = True) -> Fit:
         xx = xx - moments.x[:, :, None] * moments.x[:, None] / count
         xr = xr - moments.x[:, :, None] * moments.r[:, None] / count
     weight = torch.zeros_like(xr) if damping == float("inf") else _solve(xx, xr, damping)
-    bias = torch.zeros_like(moments.r)
-    if intercept:
-        bias = (moments.r - (moments.x[:, None] @ weight)[:, 0]) / count
-    return Fit(weight, bias)
+    return Fit(weight, _intercept(moments, weight) if intercept else torch.zeros_like(moments.r))
 
 
-def best_fit(fitted: Moments, judged: Moments, dampings: Sequence[float], *, intercept: bool = True) -> Fit:
-    """For every output the fit whose damping does best on the rows that judge; zero where none is better."""
+def _intercept(moments: Moments, weight: Tensor) -> Tensor:
+    """The best bias beside a weight."""
+    return (moments.r - (moments.x[:, None] @ weight)[:, 0]) / max(moments.count, 1)
+
+
+def best_fit(
+    fitted: Moments,
+    judged: Moments,
+    dampings: Sequence[float],
+    *,
+    intercept: bool = True,
+    free: Tensor | None = None,
+) -> Fit:
+    """For every output the fit whose damping does best on the rows that judge; zero where none is better.
+
+    Args:
+        fitted, judged: moments of the rows that are fitted, and of those that judge.
+        dampings: what is tried.
+        intercept: whether a bias may be fitted.
+        free: `[groups, inputs, outputs]`, the weights that may change. Others are left out of a fit after it
+            was made, and its bias is then the best one without them.
+    """
     weight, bias = torch.zeros_like(fitted.xr), torch.zeros_like(fitted.r)
     least = judged.rr
     for damping in dampings:
         fit = ridge(fitted, damping, intercept=intercept)
+        if free is not None:
+            part = torch.where(free, fit.weight, 0.0)
+            fit = Fit(part, _intercept(fitted, part) if intercept else fit.bias)
         errors = judged.errors(fit)
         better = errors < least
         least = torch.where(better, errors, least)

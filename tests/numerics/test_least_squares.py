@@ -132,3 +132,17 @@ def test_a_nan_is_seen() -> None:
     assert moments(x, r).finite
     x[0, 0, 0] = math.nan
     assert not moments(x, r).finite
+
+
+def test_weights_that_may_not_change_leave_their_mean_to_the_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 1.0 + torch.rand(400, 3, generator=generator).double()
+    r = x @ torch.tensor([[1.0], [2.0], [-3.0]]).double()
+    moments = Moments.empty(1, 3, 1)
+    moments.update(x[None], r[None])
+    free = torch.tensor([True, False, True])[None, :, None]
+    fit = best_fit(moments, moments, (1e-4,), free=free)
+    assert float(fit.weight[0, 1, 0]) == 0.0
+    left = r[:, 0] - (x @ fit.weight[0])[:, 0] - fit.bias[0]
+    assert abs(float(left.mean())) < 1e-9
+    assert float(left.square().mean()) < 0.35  # what the second input moves: four times its variance of 1/12

@@ -240,7 +240,7 @@ def test_grouped_and_depthwise_layers_are_fitted_group_by_group() -> None:
 def test_one_static_sample_leaves_nothing_to_judge_by() -> None:
     program = capture(Redundant().double(), (noise(0, 1, 2, 6, 6),), dynamic_shapes=None)
     _, outcome = compensated(program, [noise(1, 1, 2, 6, 6)])
-    assert "nothing is left to judge a fit by" in reasons(outcome)["the outputs"]
+    assert "nothing is left to judge a correction by" in reasons(outcome)["the outputs"]
     assert outcome.changed == ()
 
 
@@ -359,3 +359,25 @@ def test_zeros_of_the_user_stay() -> None:
     result = fxcompress.optimize(model, data[0], prune=fxcompress.Prune(0.3, block=1), calibration=data)
     weight = result.trainable.module.get_parameter("2.weight")
     assert float((weight == 0).double().mean()) > 0.7
+
+
+def test_a_branch_that_zeros_switch_off_stays_off() -> None:
+    """No weight of it may change, and a constant would be all that it gives."""
+
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.off = nn.Linear(6, 12), nn.Linear(12, 4), nn.Linear(12, 4)
+            for parameter in self.off.parameters():
+                nn.init.zeros_(parameter)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.a(x))
+            return self.b(y) + self.off(y)
+
+    program = captured(Branched(), 4, 6)
+    _, outcome = compensated(program, data(8, 32, 6))
+    assert outcome.after < outcome.before
+    assert not walk.tensor(outcome.program, "off.weight").any()
+    assert not walk.tensor(outcome.program, "off.bias").any()

@@ -10,6 +10,7 @@ from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
+from fxcompress.passes import reestimate_batch_norm
 from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm, Reestimated
 from tests.passes.models import Apply, Chain
 
@@ -120,7 +121,7 @@ def test_a_reference_keeps_statistics_that_bring_the_outputs_closer() -> None:
     outcome = ReestimateBatchNorm([data(5, 400)], reference).run(other)
     assert isinstance(outcome, Reestimated)
     assert len(outcome.changed) == 2
-    assert (outcome.used, outcome.judged) == (304, 96)
+    assert (outcome.used, outcome.judged) == (272, 128)
     assert outcome.after < 0.1 * outcome.before
     x = data(6, 50)
     assert error(reference, outcome.program, x) < 0.1 * error(reference, other, x)
@@ -140,4 +141,39 @@ def test_one_batch_is_split_to_be_judged_and_one_sample_cannot_be() -> None:
     assert isinstance(outcome, Reestimated)
     assert (outcome.used, outcome.judged) == (12, 4)
     single = ReestimateBatchNorm([data(5, 1)], program()).run(shifted(program()))
-    assert "nothing is left to judge by" in single.declined[-1].reason
+    assert "nothing is left to judge a correction by" in single.declined[-1].reason
+
+
+def test_single_samples_are_joined() -> None:
+    """Norms are then fed by statistics of chunks, as of any other batches."""
+    reference, other = fitting(), shifted(fitting())
+    whole = ReestimateBatchNorm([data(5, 400)], reference).run(other)
+    single = ReestimateBatchNorm(list(data(5, 400).split(1)), reference).run(other)
+    assert isinstance(whole, Reestimated)
+    assert isinstance(single, Reestimated)
+    assert (single.used, single.judged) == (whole.used, whole.judged)
+    assert torch.equal(
+        walk.tensor(single.program, "m.running_var"), walk.tensor(whole.program, "m.running_var")
+    )
+
+
+def test_no_more_is_read_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reestimate_batch_norm, "MEMORY", 100 * data(5, 1).nbytes)
+    outcome = ReestimateBatchNorm([data(5, 400)], fitting()).run(shifted(fitting()))
+    assert isinstance(outcome, Reestimated)
+    assert outcome.used + outcome.judged == 128  # the chunk that reaches it is the last
+
+
+def test_statistics_of_the_batch_that_make_no_numbers_are_declined_beside_a_reference() -> None:
+    """Finite with the statistics it has: one value far out is at -16 deviations of its batch."""
+    first, second = nn.BatchNorm1d(3, affine=False), nn.BatchNorm1d(3)
+    first.running_var.fill_(100.0)
+    root = Apply(lambda self, x: torch.sqrt(x + 4))
+    program = capture(Chain(a=first, r=root, b=second).eval(), (torch.randn(2, 3),))
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    x[7] = -30.0
+    with torch.no_grad():
+        assert program.module(x).isfinite().all()
+    outcome = ReestimateBatchNorm([x], program).run(program)
+    assert outcome.program is program
+    assert "holds a NaN or an infinity" in outcome.declined[-1].reason

@@ -85,17 +85,19 @@ def test_noise_that_turns_the_order_around_is_no_trap() -> None:
 
 
 @pytest.mark.parametrize("burst", [0.9, 1.1])
-@pytest.mark.parametrize("when", range(6))
+@pytest.mark.parametrize("when", range(4))
 def test_a_single_disturbed_measurement_does_not_decide(burst: float, when: int) -> None:
     """The benchmark's MobileNetV2, asked for 35 %, came out at 38 %: the burst made it look like 34 %."""
-    calls = iter(range(100))
+    calls: list[float] = []
     seen = {}
 
     def disturbed(predicted: float) -> float:
-        seen[predicted] = 1 + 0.8 * predicted
-        return seen[predicted] * (burst if next(calls) == when else 1.0)
+        seen[predicted] = 3.5 + 0.04 * predicted**2
+        calls.append(burst if len(calls) == when else 1.0)
+        return seen[predicted] * calls[-1]
 
     met = solved(disturbed, 5.0)
+    assert burst in calls
     assert (1 - WITHIN) * 5.0 <= seen[met.chosen.plan] <= 5.0
     assert len(met.chosen.times) > 1
 
@@ -118,6 +120,15 @@ def test_a_machine_that_never_agrees_with_itself_ends() -> None:
     met = solved(real, 5.0)
     assert len(calls) <= MEASUREMENTS
     assert max(len(item.times) for item in met.rounds) <= TRIES
+    assert met.chosen.measured <= 5.0
+
+
+def test_what_was_measured_once_is_not_handed_out() -> None:
+    """Every plan looks as if it fitted, and does not when it is measured again."""
+    noise = iter([4.6, *[4.87, 5.3] * 10])
+    met = solved(lambda predicted: next(noise), 5.0)
+    assert len(met.chosen.times) > 1
+    assert met.chosen.measured <= 5.0
 
 
 def test_equal_measurements_lead_to_equal_rounds() -> None:
