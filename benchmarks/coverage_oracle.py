@@ -1,9 +1,10 @@
-"""One oracle for every tool: is the pruned module the original without what was removed?
+"""The oracle for a tool that does not say what it removed: is its result the original without that?
 
-What a tool removed is read from its result alone. The original's tensors hold random float64 values, all
-different, so that each value of a pruned tensor says where it came from: a pruned tensor is the original at
-some positions of each dimension, or it is no slice at all (then the answer is no). The original then runs in
-float64 without these positions:
+Ours states a plan, and is judged by it (`fxcompress.proof.masked`); step 1 below is the same comparison for
+indices that were found out. What a tool removed is read from its result alone. The original's tensors hold
+random float64 values, all different, so that each value of a pruned tensor says where it came from: a pruned
+tensor is the original at some positions of each dimension, or it is no slice at all (then the answer is no).
+The original then runs in float64 without these positions:
 
 1. What can be stated as indices of our channel groups is switched off where it is consumed, and every
    normalisation over it is computed on the positions that stay (`fxcompress.proof.masked`).

@@ -60,6 +60,7 @@ class Row:
     onnx: bool = False
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    stamp: str = ""
 
     @property
     def silently_wrong(self) -> bool:
@@ -68,7 +69,7 @@ class Row:
 
     @property
     def passes(self) -> bool:
-        """Every column, at the MACs that were asked for."""
+        """Every column, whatever MACs are left."""
         return self.shapes and self.masked == "yes" and self.onnx and self.macs is not None
 
 
@@ -140,8 +141,7 @@ def ours(subject: Subject, row: Row) -> None:
 
 def torch_pruning(subject: Subject, row: Row) -> None:
     """Its magnitude pruner with only the output layers ignored, at the ratio that halves the MACs."""
-    model = told_apart(subject.model())
-    inputs = pytree.tree_map(_in_double, subject.inputs)
+    model, inputs, comparable = _as_oracle_reads(subject)
     program = capture(model, inputs)
     final = final_layers(program, model)
     whole, wanted = macs(model, inputs), _shapes(call(model, inputs))
@@ -149,14 +149,14 @@ def torch_pruning(subject: Subject, row: Row) -> None:
     best: tuple[float, nn.Module] | None = None
     broken: tuple[float, nn.Module] | None = None
     for ratio, report in _ratios(start):
-        candidate = _thinned(model, inputs, final, ratio)
         try:
-            left = macs(candidate, inputs) / whole
-        except Exception as error:  # noqa: BLE001 - whatever its result raises is the finding
+            candidate = _thinned(model, inputs, final, ratio)
+            left, shapes = macs(candidate, inputs) / whole, _shapes(call(candidate, inputs))
+        except Exception as error:  # noqa: BLE001 - whatever it or its result raises is the finding
             row.notes.append(f"fails at ratio {ratio:.2f}: {_first(error)}")
             report(None)
             continue
-        if _shapes(call(candidate, inputs)) != wanted:
+        if shapes != wanted:
             row.notes.append(f"other output shapes at ratio {ratio:.2f}")
             broken = broken or (left, candidate)
             report(None)
@@ -169,9 +169,26 @@ def torch_pruning(subject: Subject, row: Row) -> None:
     if found is None:
         return
     row.runs, row.macs, row.shapes = True, found[0], best is not None
-    if best is not None:
-        row.notes.clear()
-        _judge(row, program, removed(model, best[1]), capture(best[1], inputs))
+    if best is None:
+        return
+    row.notes.clear()
+    pruned = capture(best[1], inputs)
+    if comparable:
+        _judge(row, program, removed(model, best[1]), pruned)
+    else:
+        row.masked = "unclear"
+        row.notes.append("the model does not run in float64: what was removed is not compared")
+        row.onnx = _onnx(row, pruned)
+
+
+def _as_oracle_reads(subject: Subject) -> tuple[nn.Module, Any, bool]:
+    """The model and its inputs in float64, every value its own; as they are where it does not run so."""
+    model, inputs = told_apart(subject.model()), pytree.tree_map(_in_double, subject.inputs)
+    try:
+        call(model, inputs)
+    except Exception:  # noqa: BLE001 - what a model says to another dtype is its own affair
+        return subject.model(), subject.inputs, False
+    return model, inputs, True
 
 
 TOOLS: dict[str, Callable[[Subject, Row], None]] = {"fxcompress": ours, "torch-pruning": torch_pruning}

@@ -3,7 +3,7 @@
     python -m benchmarks.pruning_coverage [--only NAME ...] [--json FILE] [--resume] [--write]
 
 Both are asked for half of the multiply-accumulates, with only the output layers protected and no help for any
-model. `--json` keeps the rows; with `--resume` the rows that are in it already are not measured again.
+model. `--json` keeps the rows; with `--resume` those of the same commit and packages are not measured again.
 `--write` puts the table into docs/pruning_coverage.md.
 """
 
@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +25,7 @@ from benchmarks.coverage_pages import kept, page, sentences
 from benchmarks.coverage_subjects import subjects
 from benchmarks.coverage_tools import TOOLS, Row
 from benchmarks.coverage_worker import Worker
+from benchmarks.stamp import stamped
 
 PAGE = Path(__file__).parents[1] / "docs" / "pruning_coverage.md"
 
@@ -34,14 +35,18 @@ def main() -> int:
     options = _options()
     console = Console(stderr=True)
     names = [name for name in subjects() if _wanted(name, options.only)]
+    if not names:
+        raise SystemExit(f"no model is called {', '.join(options.only)}")
+    stamp = stamped(f"{options.limit:g} s at most per model")
     rows = _read(options.json) if options.resume and options.json else []
+    rows = [row for row in rows if row.stamp == stamp]
     known = {(row.name, row.tool) for row in rows}
     worker = Worker(options.limit)
     start = time.perf_counter()
     for name in names:
         for tool in TOOLS:
             if (name, tool) not in known and tool in options.tool:
-                row = worker.judge(tool, name)
+                row = replace(worker.judge(tool, name), stamp=stamp)
                 rows.append(row)
                 console.print(_line(row), highlight=False, soft_wrap=True)
                 if options.json:
@@ -61,11 +66,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="name or pattern; may be repeated")
     parser.add_argument("--tool", action="append", choices=list(TOOLS), help="one tool alone")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds per model and tool")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds per model and tool")
     parser.add_argument("--json", type=Path, help="the rows, for machines")
     parser.add_argument("--resume", action="store_true", help="measure only what --json lacks")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
+    if options.write and (options.only or options.tool):
+        parser.error("--write writes the whole page: leave out --only and --tool")
     options.tool = options.tool or list(TOOLS)
     return options
 
