@@ -199,6 +199,12 @@ def exponent(timings: Sequence[Timing]) -> float:
     return math.log(last.analyse / first.analyse) / math.log(last.nodes / first.nodes)
 
 
+def met(timings: Sequence[Timing]) -> bool:
+    """Whether everything near `TARGET_NODES` was analysed in time."""
+    at_target = [item for item in timings if abs(item.nodes - TARGET_NODES) < 0.1 * TARGET_NODES]
+    return all(item.analyse < TARGET_SECONDS for item in at_target)
+
+
 def show(timings: Sequence[Timing], console: Console) -> None:
     """Print the table and what the target says."""
     right = ("nodes", "groups", "analyse", "propagate", "prunability", "exponent")
@@ -213,7 +219,7 @@ def show(timings: Sequence[Timing], console: Console) -> None:
     at_target = [item for item in timings if abs(item.nodes - TARGET_NODES) < 0.1 * TARGET_NODES]
     if at_target:
         slowest = max(at_target, key=lambda item: item.analyse)
-        verdict = "met" if slowest.analyse < TARGET_SECONDS else "missed"
+        verdict = "met" if met(timings) else "missed"
         console.print(
             f"{TARGET_NODES} nodes under {TARGET_SECONDS:g} s: {verdict} "
             f"({slowest.analyse:.2f} s for {slowest.family})"
@@ -244,4 +250,4 @@ def main(arguments: Sequence[str] | None = None) -> list[Timing]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if met(main()) else 1)

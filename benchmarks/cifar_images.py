@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +33,17 @@ class Images:
 def load(folder: Path) -> Images:
     """Read the subset; the decoded pixels are kept beside other temporary files for the next run."""
     source = _reader(folder)
-    decoded = (
-        Path(tempfile.gettempdir()) / f"fxcompress-cifar-{(folder / 'resnet20.pt').stat().st_mtime_ns}.npz"
-    )
+    stats = {path.name: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
+    state = f"{TRAIN} {[(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()]}"
+    digest = hashlib.blake2b(state.encode(), digest_size=6).hexdigest()
+    decoded = Path(tempfile.gettempdir()) / f"fxcompress-cifar-{digest}.npz"
     if not decoded.is_file():
         arrays = {}
         for split, count in (("train", TRAIN), ("val", None), ("test", None)):
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = getattr(source, split)(count)
-        np.savez(decoded, **arrays)
+        part = decoded.with_suffix(f".{os.getpid()}.npz")
+        np.savez(part, **arrays)
+        part.replace(decoded)
     with np.load(decoded) as held:
         parts = [
             made

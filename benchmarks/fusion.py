@@ -92,8 +92,8 @@ def _line(subject: Subject, rounds: int, clock: object) -> Line:
     inputs = torch.randn(subject.shape, generator=torch.Generator().manual_seed(0))
     program = capture(model, torch.cat([inputs, inputs]))
     made = {
-        "without": _made(program, frozenset({subject.rule, *subject.instead})),
-        "with": _made(program, frozenset()),
+        "without": _made(program, frozenset({subject.rule, *subject.instead, *subject.never})),
+        "with": _made(program, frozenset(subject.never)),
     }
     for deployed, file in made.values():
         float_parity(deployed, file, (inputs,))

@@ -153,7 +153,8 @@ class Subject:
     """A network for a rule: a pass by its spelling in recipes, a lowering form of a target, or a rewrite of
     the lowering that every file goes through.
 
-    `instead` are rules that do a part of it where it is missing; "without" is without them too.
+    `instead` are rules that do a part of it where it is missing; "without" is without them too. `never` are
+    rules that would hide it; both are without them.
     """
 
     rule: str
@@ -161,6 +162,7 @@ class Subject:
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     instead: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
 
 
 def _stem(**options: int) -> nn.Module:
@@ -255,7 +257,7 @@ SUBJECTS = (
         "ViT-S block; 197 tokens",
         lambda: Attending(384, 6, 197, masked=False),
         (1, 197, 384),
-        ("multi-head-attention",),
+        never=("multi-head-attention",),
     ),
     Subject(
         "lighten-guards",

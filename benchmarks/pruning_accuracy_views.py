@@ -46,7 +46,7 @@ def saliency_table(
 def peer_table(
     rows: Sequence[Point], best: str, peers: Sequence[str], factors: Sequence[float], seeds: Sequence[int]
 ) -> Table:
-    """Means over seeds of ours and the peer's, with the smallest paired lead over the better peer."""
+    """Means over seeds of ours and the peer's."""
     table = Table(title=f"mean over seeds {', '.join(map(str, seeds))}, %; ours is the rule: {best}")
     table.add_column("")
     for factor in factors:

@@ -74,7 +74,12 @@ def _options() -> argparse.Namespace:
         "--clock", choices=["wall", "thread"], default="wall", help="thread: on a machine that is shared"
     )
     parser.add_argument("--no-openvino", action="store_true", help="leave OpenVINO out")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.threads > 1 and options.clock == "thread":
+        parser.error("--clock thread counts one thread only")
+    if options.write and options.only:
+        parser.error("--write writes the whole page: leave out --only")
+    return options
 
 
 def _row(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -83,6 +88,8 @@ def _row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     row["rounds"] = options.rounds
     folder = options.files / name.replace("/", "-")
     row["made"] = _work("make", name, folder, options)
+    if "failed" in row["made"]:
+        return {**row, "times": [row["made"]] * PROCESSES, "openvino": {}, "openvino_errors": {}}
     row["times"] = [_work("time", name, folder, options) for _ in range(PROCESSES)]
     if not options.no_openvino:  # a process for each file: it dies of some
         labels = (FLOAT, OURS, STATIC, NNCF)
@@ -97,7 +104,7 @@ def _work(what: str, name: str, folder: Path, options: argparse.Namespace, *extr
     """Run one step in a process of its own; its JSON, or the reason why there is none."""
     command = [sys.executable, "-m", "benchmarks.quantization_worker", what, name, str(folder)]
     command += [str(options.threads), "--rounds", str(options.rounds), "--clock", options.clock, *extra]
-    cache = str(options.files.absolute() / "kernel-times")  # never those of a busier day
+    cache = str(options.files.absolute() / "kernel-times")  # removed with the files
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FXCOMPRESS_CACHE": cache}
     try:
         done = subprocess.run(

@@ -2,11 +2,11 @@
 
 Four networks: a trained ResNet-20 with real images (`--data`), and, trained on scikit-learn's digits, a
 residual CNN, a transformer some of whose channels are far wider than the others, and a depthwise network
-whose channels are spread over many powers of two. For several draws of the same calibration images every
-quantizer makes a file; all files run in ONNX Runtime. Everything that has an integer kernel runs in int8
-(`precision="full"`), as it does in the other two. Measured on test images against the float file: the
-accuracy lost, the share of predictions that flip, and the ratio of logits to their errors in decibels. Each
-technique of ours is also measured alone, added to plain min-max ranges.
+whose channels are spread over many powers of two. For several draws of the same calibration images
+every quantizer makes a file from the same float file (our lowering); all run in ONNX Runtime. Everything that
+has an integer kernel runs in int8 (`precision="full"`), as it does in the other two. Measured on test images
+against the float file: the accuracy lost, the share of predictions that flip, and the ratio of logits to
+their errors in decibels. Each technique of ours is also measured alone, added to plain min-max ranges.
 
     python -m benchmarks.quantization_accuracy --data FOLDER
 
@@ -20,6 +20,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks import cifar_images, hostile_model, resnet20_model, token_model
+from benchmarks import cifar_images, digits_training, hostile_model, resnet20_model, token_model
 from benchmarks.quantization_peers import PEERS, quantize_static_best
 from examples import digits
 from fxcompress.api.quantizing import Calibration, variants
@@ -136,8 +137,9 @@ def subjects(data: Path | None) -> list[Subject]:
 def _of_digits(
     name: str, held: digits.Digits, train: Callable[[], nn.Module], build: type[nn.Module]
 ) -> Subject:
-    """A network as it was trained before, if by the same source file."""
-    recipe = Path(inspect.getfile(build)).read_bytes()
+    """A network as it was trained before, if by the same source files and version of torch."""
+    sources = {Path(inspect.getfile(item)) for item in (build, digits, digits_training)}
+    recipe = b"".join(path.read_bytes() for path in sorted(sources)) + torch.__version__.encode()
     digest = hashlib.blake2b(recipe, digest_size=6).hexdigest()
     kept = Path(tempfile.gettempdir()) / f"fxcompress-accuracy-{digest}.pt"
     model = build()
@@ -145,7 +147,9 @@ def _of_digits(
         model.load_state_dict(torch.load(kept, weights_only=True))
     else:
         model = train()
-        torch.save(model.state_dict(), kept)
+        part = kept.with_suffix(f".{os.getpid()}")
+        torch.save(model.state_dict(), part)
+        part.replace(kept)
     return Subject(name, model.eval(), held.train.images, held.test.images, held.test.labels.numpy())
 
 
@@ -282,6 +286,8 @@ def main() -> int:
         if options.only is None or options.only in subject.name:
             rows += measure(subject, options.seeds, console)
             console.print(table(rows, subject.name))
+    if not rows:
+        parser.error(f"no network is called {options.only}")
     verdicts = goals(rows)
     for text, kept in verdicts:
         console.print(f"{'kept' if kept else 'MISSED'}: {text}")

@@ -5,8 +5,7 @@
 - `nncf.quantize` on the ONNX file, told when it is a transformer.
 - OpenVINO does not quantize here: it runs the files of all the others.
 
-All of them read the ONNX file that `torch.onnx.export` writes; times do not depend on how many samples they
-calibrate with.
+They read the ONNX file that they are given; times do not depend on how many samples they calibrate with.
 """
 
 from __future__ import annotations

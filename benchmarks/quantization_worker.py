@@ -16,7 +16,6 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import nn
 import fxcompress
 from benchmarks.quantization_models import BY_NAME, Batch, Subject
 from benchmarks.quantization_peers import PEERS, openvino_ms
+from benchmarks.stamp import stamped
 from fxcompress.lowering.lower import lower
 from fxcompress.runtime.session import open_session, run
 from fxcompress.runtime.timing import SLOWER, compare
@@ -70,13 +70,15 @@ def path_of(folder: Path, label: str, threads: int) -> Path:
 
 
 def make(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
-    """Write every file that is not there yet; ours is always made again. Returns seconds and errors."""
+    """Write every file of the peers that is not there yet, and ours always. Returns seconds and errors."""
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    for label in (FLOAT, OURS):  # never those of another commit
+        path_of(folder, label, options.threads).unlink(missing_ok=True)
     model, example = subject.model(), subject.batch(1)
     exported = torch.export.export(model, *_call(example))
     program = fxcompress.capture(exported)
-    result: dict[str, Any] = {"seconds": {}, "errors": {}, "with": f"{_machine()}; {_versions()}"}
+    result: dict[str, Any] = {"seconds": {}, "errors": {}, "with": f"{_machine()}; {stamped()}"}
     names = list(program.signature.inputs)
     steps: dict[str, Callable[[], bytes]] = {
         FLOAT: lambda: lower(program).SerializeToString(),
@@ -86,9 +88,8 @@ def make(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     }
     for label, step in steps.items():
         path = path_of(folder, label, options.threads)
-        if path.is_file() and label != OURS:
+        if path.is_file():
             continue
-        path.unlink(missing_ok=True)
         start = time.perf_counter()
         try:
             content = step()
@@ -108,12 +109,6 @@ def _machine() -> str:
     named = {key.strip(): value.strip() for key, value in fields.items()}
     flags = set(named.get("flags", named.get("Features", "")).split())
     return f"{named.get('model name', platform.machine())} ({', '.join(f for f in _TELLING if f in flags)})"
-
-
-def _versions() -> str:
-    """What was compared."""
-    packages = ("torch", "onnxruntime", "nncf", "openvino", "transformers")
-    return ", ".join(f"{package} {version(package)}" for package in packages)
 
 
 def _call(example: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "onnxruntime", "torch-pruning", "nncf", "openvino", "transformers")
+PACKAGES = ("torch", "onnxruntime", "transformers", "nncf", "openvino", "torch-pruning")
 HERE = Path(__file__).parents[1]
 
 
