@@ -51,7 +51,8 @@ class Prune:
         protect: what stays whole: patterns (`fnmatch`) of parameter names, module types or their names, or
             predicates on groups. Every matching tensor stays whole, so the channels that it reads stay too.
         protect_embeddings: keep the widths of indexed tables and all that is tied to them.
-        compensate: re-fit the consumers on calibration data; None does so when there is any.
+        compensate: re-fit all layers to the original on calibration data, and in `optimize` the statistics of
+            batch norms where that helps; None does so when there is any data.
         loss: `loss(outputs, label) -> scalar` for saliencies that need gradients.
     """
 
