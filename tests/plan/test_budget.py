@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fxcompress.errors import BudgetError
@@ -213,6 +213,7 @@ def test_sixty_groups_are_allocated_in_well_under_a_second() -> None:
     assert share(chain, state) >= 0.99
 
 
+@example([3, 24], 1, 0.5, 0.6999999999999998, 0)
 @given(sizes, blocks, st.floats(0.1, 0.7), st.floats(0.1, 0.7), st.integers(0, 3))
 def test_several_bounds_hold_at_once_and_one_of_them_binds(
     sizes: list[int], block: int, macs: float, params: float, seed: int
@@ -228,7 +229,13 @@ def test_several_bounds_hold_at_once_and_one_of_them_binds(
         return
     loads = [bound.at(state.widths) / bound.limit for bound in bounds]
     assert max(loads) <= 1
-    assert max(loads) >= 0.99
+    more = [
+        {**state.widths, item.name: state.widths[item.name] + 1}
+        for item in candidates
+        if state.widths[item.name] < item.size
+    ]
+    # A channel of a small network may be more than a hundredth of its bound: then no other one fits.
+    assert max(loads) >= 0.99 or all(any(b.at(widths) > b.limit for b in bounds) for widths in more)
     assert all(item.least <= state.widths[item.name] <= item.size for item in candidates)
 
 
