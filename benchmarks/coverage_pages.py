@@ -9,10 +9,16 @@ from benchmarks.coverage_tools import TARGET, Row
 ALLOWED = 0.52
 """Share of the MACs that may be left when a half was asked for."""
 
+NEAR = 0.48
+"""Share from which the MACs are those that were asked for."""
+
+EXCUSED = 3
+"""How many models of ours may keep more MACs."""
+
 EXPLAINED = {
     "nasty_shuffled_halves": "halves of shuffled channels do not align with their pairs (ShuffleNet): frozen",
 }
-"""Models that miss a column, or a half, and why; a small module may be nothing but an obstacle."""
+"""Models that keep more, and why; a small module may be nothing but an obstacle."""
 
 _HOW = """# What can be pruned, and is right afterwards
 
@@ -71,16 +77,20 @@ def sentences(rows: Sequence[Row]) -> list[str]:
         if tool == "fxcompress":
             found.append(f"{tool}, more than {ALLOWED} left: {_named(dear)}.")
             found.append(f"{tool}, not every column: {_named(row for row in mine if not row.passes)}.")
+            few = [f"{row.name} {row.macs:.2f}" for row in passed if row.macs is not None and row.macs < NEAR]
+            why = "one channel of so small a module may be a tenth of it"
+            found.append(f"{tool}, less than {NEAR} left ({why}): {', '.join(few) or 'none'}.")
     return found
 
 
 def kept(rows: Sequence[Row]) -> bool:
-    """Whether ours passes every column with half of the MACs left, but for what is explained."""
-    return all(
-        (row.name in EXPLAINED and not row.silently_wrong)
-        or (row.passes and row.macs is not None and row.macs <= ALLOWED)
-        for row in rows
-        if row.tool == "fxcompress"
+    """Whether ours passes every column with half of the MACs left; three may keep more, and say why."""
+    mine = [row for row in rows if row.tool == "fxcompress"]
+    dear = [row for row in mine if row.macs is None or row.macs > ALLOWED]
+    return (
+        all(row.passes for row in mine)
+        and len(dear) <= EXCUSED
+        and all(row.name in EXPLAINED for row in dear)
     )
 
 

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.coverage_oracle import Kept, removed, told_apart, verdict
 from benchmarks.coverage_subjects import Subject
 from fxcompress.analysis.groups import analyse
-from fxcompress.errors import CompressError
+from fxcompress.errors import BudgetError, CompressError
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import lower
@@ -30,7 +30,7 @@ from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.pipeline import Journal
 from fxcompress.plan.prune import Prune
-from fxcompress.plan.pruning import plan_pruning
+from fxcompress.plan.pruning import narrowest_plan, plan_pruning
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.proof.parity import float_parity
 from fxcompress.recipes import LOSSLESS
@@ -123,7 +123,12 @@ def ours(subject: Subject, row: Row) -> None:
     program = capture(model, inputs)
     loose = Journal().apply_all(LOOSEN, program)
     options = Prune(ratio=1 - TARGET, protect_embeddings=False)
-    plan = plan_pruning(analyse(loose), options, resolve("onnxruntime").channel_block)
+    analysis, block = analyse(loose), resolve("onnxruntime").channel_block
+    try:
+        plan = plan_pruning(analysis, options, block)
+    except BudgetError as error:  # as far as it goes
+        row.notes.append(error.message)
+        plan = narrowest_plan(analysis, Prune(protect_embeddings=False), block)
     pruned = Journal().apply(PruneChannels(plan), loose)
     row.seconds = time.perf_counter() - start
     found = call(pruned.module, inputs)

@@ -33,7 +33,9 @@ from fxcompress.runtime.timing import Comparison, compare
 
 SECONDS = 12.0
 """Soft bound on one alternated run against the original."""
-TIMED_ROUNDS = 60
+TIMED_ROUNDS = 120
+SESSIONS = 8
+"""Sessions that the rounds of one run are spread over."""
 QUIET = 0.25
 """The quantile of the rounds that counts here: other processes only ever add time, and a plan must not follow
 them. For the same reason sessions of one thread are timed by its processor time. On a quiet machine both are
@@ -64,7 +66,15 @@ class Bench:
 def timed(models: Mapping[str, bytes], feeds: Feeds, threads: int, seconds: float) -> Comparison:
     """One alternated run, as little disturbed by other processes as can be."""
     clock = time.thread_time if threads == 1 else time.perf_counter
-    return compare(models, feeds, threads=threads, rounds=TIMED_ROUNDS, seconds=seconds, clock=clock)
+    return compare(
+        models,
+        feeds,
+        threads=threads,
+        rounds=TIMED_ROUNDS,
+        seconds=seconds,
+        clock=clock,
+        sessions=SESSIONS,
+    )
 
 
 def _quiet(run: Comparison, label: str) -> float:

@@ -287,15 +287,8 @@ def _exchange(state: Allocation) -> None:
     meter = state.meter
     while not state.close():
         load = meter.load(meter.costs)
-        savings = {
-            item.name: load - meter.load(meter.after(item.name, meter.widths[item.name] - 1))
-            for item in state.candidates
-            if meter.widths[item.name] > 1
-        }
-        cheapest = sorted(
-            (item for item in state.candidates if item.name in savings), key=lambda item: savings[item.name]
-        )[:EXCHANGED]
-        best = max(_exchanges(state, cheapest), key=lambda option: option[0], default=(0.0, ()))
+        options = _exchanges(state, _cheapest(state, -1), _cheapest(state, 1))
+        best = max(options, key=lambda option: option[0], default=(0.0, ()))
         if best[0] <= load:
             return
         for item, width in best[1]:
@@ -305,14 +298,29 @@ def _exchange(state: Allocation) -> None:
 Moves = tuple[tuple[Candidate, int], ...]
 
 
-def _exchanges(state: Allocation, items: Sequence[Candidate]) -> Iterator[tuple[float, Moves]]:
+def _cheapest(state: Allocation, step: int) -> list[Candidate]:
+    """The groups that can narrow or widen by one index, those first for which it changes the load least."""
+    meter = state.meter
+    load = meter.load(meter.costs)
+    changes = {}
+    for item in state.candidates:
+        width = meter.widths[item.name] + step
+        if max(item.least, 1) <= width <= item.top:
+            changes[item.name] = abs(meter.load(meter.after(item.name, width)) - load)
+    able = [item for item in state.candidates if item.name in changes]
+    return sorted(able, key=lambda item: changes[item.name])[:EXCHANGED]
+
+
+def _exchanges(
+    state: Allocation, narrows: Sequence[Candidate], wides: Sequence[Candidate]
+) -> Iterator[tuple[float, Moves]]:
     """Narrow one group and widen another as far as that allows: the load then, and the two widths."""
     meter = state.meter
-    for narrow in items:
+    for narrow in narrows:
         width = meter.widths[narrow.name]
         for less in range(1, min(EXCHANGED, width - narrow.least) + 1):
             changes = {narrow.name: width - less}
-            for wide in items:
+            for wide in wides:
                 if wide is not narrow:
                     wider = _widest(state, changes, wide, 1)
                     load = meter.load(meter.after_all({**changes, wide.name: wider}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -140,6 +140,30 @@ def test_small_groups_are_exchanged_when_growing_one_does_not_fit() -> None:
         best = max(cost for cost in reachable if cost <= full * (1 - ratio))
         found = chain.cost(solved(chain, ratio, 1).widths)
         assert found >= 0.99 * full * (1 - ratio) or found == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratio"),
+    [
+        ((2, 4, 2), 0.5),
+        ((2, 4, 3), 0.3),
+        ((3, 3, 2), 0.4),
+        ((3, 3, 3), 0.5),
+        ((4, 3, 2), 0.5),
+        ((4, 4, 2), 0.3),
+    ],
+)
+def test_a_group_at_its_narrowest_is_widened_in_exchange(sizes: tuple[int, ...], ratio: float) -> None:
+    """Small attention modules were asked for half of their MACs and kept 0.3: a single head was left."""
+    chain = Chain(list(sizes))
+    full = chain.cost({})
+    ranges = [range(max(item.least, 1), item.size + 1) for item in chain.candidates(1)]
+    costs = [
+        chain.cost({f"g{place}": width for place, width in enumerate(widths)}) for widths in product(*ranges)
+    ]
+    best = max(cost for cost in costs if cost <= full * (1 - ratio))
+    found = chain.cost(solved(chain, ratio, 1).widths)
+    assert found >= 0.99 * full * (1 - ratio) or found == pytest.approx(best)
 
 
 def test_alignment_relaxes_on_no_group_where_the_block_suffices() -> None:

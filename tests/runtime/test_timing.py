@@ -8,7 +8,7 @@ import pytest
 from fxcompress.errors import InputError
 from fxcompress.runtime import timing
 from fxcompress.runtime.session import SessionError
-from fxcompress.runtime.timing import Comparison, compare
+from fxcompress.runtime.timing import Comparison, Engine, compare
 from tests.runtime.models import matmuls, scale
 
 FEEDS = {"x": np.ones((128, 128), np.float32)}
@@ -93,3 +93,22 @@ def test_bad_requests_are_typed_errors() -> None:
         compare({"a": scale()}, FEEDS)
     with pytest.raises(SessionError):
         compare({"a": scale(), "broken": scale()[:30]}, {"x": np.ones((1, 4), np.float32)})
+
+
+def test_rounds_are_spread_over_sessions_that_are_opened_anew() -> None:
+    opened: list[str] = []
+
+    class Counted:
+        def run(self, output_names: None, feeds: object) -> None:
+            del output_names, feeds
+
+    def opener(model: str, *, threads: int) -> Counted:
+        opened.append(model)
+        return Counted()
+
+    engine = Engine("made up", opener)
+    found = compare({"a": "a", "b": "b"}, {}, rounds=11, sessions=3, engine=engine)  # type: ignore[dict-item]
+    assert opened == ["a", "b"] * 3
+    assert {label: len(values) for label, values in found.seconds.items()} == {"a": 11, "b": 11}
+    with pytest.raises(InputError, match="a round for each session"):
+        compare({"a": "a"}, {}, rounds=2, sessions=3, engine=engine)  # type: ignore[dict-item]
