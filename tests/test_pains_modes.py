@@ -142,6 +142,13 @@ def test_pain_10_a_quantized_file_is_smaller(stage, share: float) -> None:
     assert len(model.SerializeToString()) < share * float_size()
 
 
+def test_pain_10_a_statically_quantized_file_is_smaller() -> None:
+    """MCT#960 MCT#273 sparseml#2164, of the mode that most people mean."""
+    options = fxcompress.Quantize(precision="full", correct_bias=False)
+    result = fxcompress.optimize(encoder(), quantize=options, calibration=[torch.randn(4, 16, WIDTH)])
+    assert len(result.onnx.SerializeToString()) < 0.30 * float_size()
+
+
 def test_pain_13_modes_run_in_the_oldest_opset_they_can_be_written_in() -> None:
     """ort#20559 ort#23602: files newer than the runtime; all modes are in operators of opset 18 or older."""
     program = capture(nn.Linear(64, 64).eval(), torch.randn(2, 64))

@@ -226,6 +226,9 @@ class _Pricer:
             if able and not (self.capable.get(node.name) == "" and self._is_activation(node)):
                 integers += self._ms(both.integers or ())
             floats += self._layout(node, members)
+        able = able and not math.isinf(integers)
+        if not math.isfinite(floats) or math.isnan(integers):
+            floats = integers = 0.0  # a price for one side alone would decide for the other
         if not able:
             return Vertex(head.name, names, floats)
         return Vertex(head.name, names, floats, integers, math.fsum(errors.get(name, 0.0) for name in names))
@@ -248,11 +251,13 @@ class _Pricer:
         return math.fsum(self._kernel(kernel) for kernel in kernels)
 
     def _kernel(self, kernel: Kernel) -> float:
+        """Milliseconds; not a number where time ran out before, infinite where it does not run."""
         try:
-            return self.times.ms(kernel) or 0.0
+            found = self.times.ms(kernel)
         except CompressError as error:
-            self.notes.append(f"a kernel has no price: {error.message}")
-            return 0.0
+            self.notes.append(f"a kernel does not run: {error.message}")
+            return math.inf
+        return math.nan if found is None else found
 
     def _layout(self, node: fx.Node, members: Sequence[fx.Node]) -> float:
         """Changes of layout that are paid whenever this operator is float."""

@@ -5,12 +5,14 @@
     lstm_cell, gru_cell, ..  =>  linear, split, sigmoid, tanh
     lstm with a projection   =>  its cells, one after the other (ONNX's LSTM has no projection)
     adaptive_avg_pool1d to 1 =>  mean
+    avg_pool2d over everything => mean
     scaled_dot_product_attention not of four dimensions  =>  of four, or products and a softmax
 
 The exporter of torch 2.13 has no `cdist`, writes an `embedding_bag` whose nodes are not in order, takes cells
-apart with the batch of the example, writes an LSTM with a projection as one without, and refuses attention
-over anything but [batch, heads, positions, width]. A *form* is a plain
-function from an operator's arguments to its results; it must not take a size that may vary for a number.
+apart with the batch of the example, writes an LSTM with a projection as one without and windows that are
+larger than the image (OpenVINO refuses them), and refuses attention over anything but [batch, heads,
+positions, width]. A *form* is a plain function from an operator's arguments to its results; it must not take
+a size that may vary for a number.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from fxcompress.errors import LoweringError
 from fxcompress.graph import walk
 from fxcompress.lowering.bag_forms import bags, has_form
 from fxcompress.ops.arguments import arguments
+from fxcompress.ops.pooling import not_over_everything
 
 aten = torch.ops.aten
 
@@ -181,6 +184,16 @@ def mean_of_positions(_: fx.Node, given: Given) -> Tensor:
     return mean
 
 
+def mean_of_image(_: fx.Node, given: Given) -> Tensor:
+    """x[N, C, H, W] => y[N, C, 1, 1]."""
+    mean: Tensor = given["self"].mean((-2, -1), keepdim=True)
+    return mean
+
+
+def _pools_everything(node: fx.Node) -> bool:
+    return not_over_everything(node) is None
+
+
 def _pools_to_one(node: fx.Node) -> bool:
     return list(arguments(node)["output_size"]) == [1]
 
@@ -220,6 +233,7 @@ def _is_not_of_heads(node: fx.Node) -> bool:
 FORMS: Mapping[Any, Form] = {
     aten.scaled_dot_product_attention.default: attention,
     aten.adaptive_avg_pool1d.default: mean_of_positions,
+    aten.avg_pool2d.default: mean_of_image,
     aten.cdist.default: cdist,
     aten._cdist_forward.default: cdist,
     aten.embedding_bag.default: bags,
@@ -249,6 +263,7 @@ _COVERS: Mapping[Form, Callable[[fx.Node], bool]] = {
     projected_lstm: _is_projected,
     bags: has_form,
     mean_of_positions: _pools_to_one,
+    mean_of_image: _pools_everything,
     attention: _is_not_of_heads,
 }
 """Which uses of an operator a form is for, where it is not for all."""

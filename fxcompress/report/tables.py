@@ -206,15 +206,14 @@ def prunability(found: Prunability) -> Table:
 
 def candidates(report: Report) -> Table:
     """The models that were timed for real before one was chosen."""
-    made = table(
-        "Candidates", "candidate", "latency", "file", "metric", "why", right=("latency", "file", "metric")
-    )
+    right = ("latency", "file", "error", "metric")
+    made = table("Candidates", "candidate", *right, "why", right=right)
     for entry in report.candidates:
         name = f"{entry.name} (chosen)" if entry.chosen else entry.name
         metric = units.ABSENT if entry.metric is None else f"{entry.metric:.4f}"
-        made.add_row(
-            name, units.milliseconds(entry.latency_ms), units.size(entry.bytes), metric, entry.reason
-        )
+        error = units.ABSENT if entry.error is None else units.significant(entry.error)
+        size = units.size(entry.bytes)
+        made.add_row(name, units.milliseconds(entry.latency_ms), size, error, metric, entry.reason)
     return made
 
 

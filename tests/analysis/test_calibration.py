@@ -162,8 +162,9 @@ def test_a_tensor_that_no_batch_reaches_is_named_with_what_to_do():
     assert "test_calibration.py" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["minmax", "entropy"])
-def test_ten_thousand_samples_hold_what_a_hundred_do(program, name):
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_pain_12_ten_thousand_samples_hold_what_a_hundred_do(program, name):
+    """ort#10503 ort#11020: calibration that runs out of memory."""
     made: list[Any] = []
 
     def estimator() -> Any:

@@ -158,12 +158,34 @@ def test_the_batch_is_that_of_the_call(tmp_path: Path) -> None:
     assert {kernel.inputs[0] for kernel in timer.seen if kernel.operator == "Conv"} == {(5, 16, 8, 8)}
 
 
-def test_a_kernel_that_does_not_run_is_noted_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_kernel_that_does_not_run_is_noted_and_not_chosen(tmp_path: Path) -> None:
+    """It would cost nothing, and the cut would take it."""
+
     def failing(kernel: Kernel, threads: int) -> float:
-        raise SessionError("the kernel does not run")
+        if _is_integer(kernel):
+            raise SessionError("the kernel does not run")
+        return 1.0
 
     prices = priced(Chain(l=nn.Linear(8, 8)), (torch.randn(2, 8),), tmp_path, _only_operators(failing))
     assert any("does not run" in note for note in prices.notes)
+    vertex = by_name(prices)["linear"]
+    assert (vertex.float_ms, vertex.int8_ms) == (1.0, math.inf)
+
+
+def test_an_operator_that_only_one_side_of_was_measured_has_no_price(tmp_path: Path) -> None:
+    """Time ran out between them: the side without a price would look free."""
+    prices = priced(Chain(l=nn.Linear(8, 8)), (torch.randn(2, 8),), tmp_path, _only_operators(_half))
+    vertex = by_name(prices)["linear"]
+    assert (vertex.float_ms, vertex.int8_ms) == (0.0, 0.0)
+
+
+def _half(kernel: Kernel, threads: int) -> float:
+    del threads
+    return math.nan if _is_integer(kernel) else 1.0
+
+
+def _is_integer(kernel: Kernel) -> bool:
+    return kernel.precision != "float32"
 
 
 def _only_operators(failing: Any) -> Any:

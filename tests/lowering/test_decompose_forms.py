@@ -308,3 +308,19 @@ def test_a_last_bag_may_be_shorter(length: int) -> None:
     file = lower(program)
     found = run(open_session(file), {program.signature.inputs[0]: ids.numpy()})
     np.testing.assert_allclose(next(iter(found.values())), model(ids).detach().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [7, 30])
+def test_windows_over_the_whole_image_are_means(size: int) -> None:
+    """EfficientNet of `transformers` pools 7 x 7 by 1280 x 1280: OpenVINO refuses such a file."""
+    pool = nn.AvgPool2d(size, ceil_mode=True)
+    program = capture(nn.Sequential(nn.Conv2d(3, 4, 1), pool, nn.Flatten()).eval(), torch.randn(2, 3, 7, 7))
+    lowered = lower(program)
+    assert "AveragePool" not in {node.op_type for node in lowered.graph.node}
+    float_parity(program, lowered, [torch.randn(5, 3, 7, 7)])
+
+
+def test_other_windows_stay() -> None:
+    pool = nn.AvgPool2d(3, stride=2, padding=1)
+    program = capture(nn.Sequential(nn.Conv2d(3, 4, 1), pool).eval(), torch.randn(2, 3, 7, 7))
+    assert "AveragePool" in {node.op_type for node in lower(program).graph.node}

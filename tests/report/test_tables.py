@@ -85,3 +85,11 @@ def test_empty_pass_entry_shows_its_time() -> None:
 )
 def test_units(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_candidates_show_time_and_error() -> None:
+    """What was lost stands beside what was gained."""
+    text = render(tables.candidates(FULL), 120)
+    row = next(line for line in text.splitlines() if "int8 (chosen)" in line)
+    assert "1.00 ms" in row or "1.000 ms" in row
+    assert "0.0325" in row
