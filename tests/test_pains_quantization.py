@@ -65,6 +65,8 @@ def test_pain_04_int8_that_is_slower_than_float_is_not_handed_out() -> None:
     assert ratio is not None
     assert ratio.low <= 1.02
     assert all(item.reason for item in result.report.candidates)
+    tried = {item.name: item.latency_ms for item in result.report.candidates}
+    assert tried["int8"] is not None  # there was one to be handed out
 
 
 @pytest.mark.parametrize("build", [squeeze_excitation, pair(lambda a, b: torch.relu(a + b))])
@@ -72,9 +74,10 @@ def test_pain_05_tensorrt_gets_pairs_where_its_kernels_fuse(build: Callable[[], 
     """NVIDIA/Model-Optimizer#80 TensorRT#4554: INT8 is slower than FP16 because pairs stand in the way."""
     _, plan, after = quantized(build(), (torch.randn(3, 16, 8, 8),), target=tensorrt())
     model = lower(after)
-    readers = {name: node.op_type for node in model.graph.node for name in node.input}
-    pairs = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    assert {readers[node.output[0]] for node in pairs} <= {"Conv", "Add"}
+    pairs = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    readers = {node.op_type for node in model.graph.node if pairs & {*node.input}}
+    assert "Conv" in readers
+    assert readers <= {"Conv", "Add"}
     assert check_structure(model, tensorrt()) == len(plan.activations)
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as masks
 from torch.optim.swa_utils import AveragedModel
 
+import fxcompress
 from fxcompress.analysis.groups import analyse
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
@@ -25,6 +26,7 @@ from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import make_plan
 from fxcompress.proof.masked import masked_equivalence
+from fxcompress.proof.parity import float_parity
 from fxcompress.recipes import LOSSLESS
 from fxcompress.runtime.session import open_session
 from tests.architectures.programs import random_plan
@@ -212,6 +214,34 @@ def test_names_are_those_of_the_model_inside_a_wrapper(wrap: Callable[[nn.Module
     plan = make_plan(analyse(program), {"0.weight[0]": (1, 2, 5)})
     assert plan.kept["3.weight"][1] == (1, 2, 5)
     PruneChannels(plan).run(capture(net(), IMAGES))  # a plan of the wrapped model fits the bare one
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile()
+    model[0].compile()
+    return model
+
+
+def wrapped_inside(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: nn.Sequential(wrap(model), nn.Identity())
+
+
+INSIDE: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled in place": compiled_in_place,
+    "compiled part": wrapped_inside(torch.compile),
+    "data-parallel part": wrapped_inside(nn.DataParallel),
+}
+
+
+@pytest.mark.parametrize("wrap", [*WRAPPERS.values(), *INSIDE.values()], ids=[*WRAPPERS, *INSIDE])
+def test_wrapped_models_are_captured_pruned_and_lowered(wrap: Callable[[nn.Module], Any]) -> None:
+    """Whatever is wrapped, and wherever: the same values, half of the MACs, proven and run."""
+    program = capture(wrap(net()).eval(), IMAGES)
+    with torch.no_grad():
+        assert torch.equal(program.module(IMAGES), net().eval()(IMAGES))
+    result = fxcompress.optimize(program, prune=0.5)
+    assert (result.report.ratio("macs") or 1.0) <= 0.5
+    float_parity(program, lower(program), [IMAGES])
 
 
 def lazy() -> nn.Module:

@@ -25,7 +25,11 @@ DEFAULT = {*KIND_FORMS.values(), "tokens"}
 
 
 def test_every_kind_that_is_claimed_has_a_form_that_shows_it():
+    """And the form counts the kernel that is claimed, where the kind has one of its own."""
     assert set(KIND_FORMS) == set(KERNELS)
+    for kind, name in KIND_FORMS.items():
+        claimed = KERNELS[kind].name
+        assert not claimed or claimed in named(name).kernels, kind
 
 
 @pytest.mark.parametrize(
