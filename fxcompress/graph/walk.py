@@ -170,8 +170,11 @@ def source(node: fx.Node) -> str | None:
 
 @lru_cache(maxsize=1 << 14)
 def _users_line(stack_trace: str | None) -> str | None:
-    """The innermost line that is not torch's; remembered, since every step of an analysis may ask."""
-    frames = list(_frames(stack_trace))
+    """The innermost line that is not torch's; remembered, since every step of an analysis may ask.
+
+    Code that torch generates (`<eval_with_key>.3`) is in no file, and no line of the user's.
+    """
+    frames = [frame for frame in _frames(stack_trace) if not frame[0].startswith("<")]
     if not frames:
         return None
     users = [frame for frame in frames if not frame[0].startswith(_LIBRARY)]

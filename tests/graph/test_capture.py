@@ -315,6 +315,61 @@ def test_a_real_autocast_is_refused() -> None:
         capture(Cast().eval(), torch.randn(2, 4))
 
 
+class Nested(nn.Module):
+    """Two regions, each with another within, which torch gives the same names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for outer, inner, mix in ((self.a, self.b, torch.add), (self.b, self.c, torch.mul)):
+            with torch.no_grad():
+                x = outer(x)
+                with torch.autocast("cpu", enabled=False):
+                    y = mix(inner(x), x)
+                z = y * 2
+            x = z - y
+        return x
+
+
+def test_wrappers_within_wrappers_are_inlined_each_with_its_own_graph() -> None:
+    model = Nested().eval()
+    program = capture(model, torch.randn(2, 4))
+    regions = [
+        ["linear.default", "linear.default", mix, "mul.Tensor", "sub.Tensor"]
+        for mix in ("add.Tensor", "mul.Tensor")
+    ]
+    assert operators(program) == [f"aten.{name}" for name in [*regions[0], *regions[1]]]
+    reads = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    assert reads == {name for name, _ in model.named_parameters()}
+    torch.testing.assert_close(program(torch.ones(3, 4)), model(torch.ones(3, 4)))
+
+
+class Branches(nn.Module):
+    """A choice between two layers that a graph holds as an operator."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.frozen = nn.Linear(4, 4), nn.Linear(4, 4), frozen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(not self.frozen):
+            x = x * 2
+            return torch.cond(x.sum() > 0, self.a, self.b, (x,))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["bare", "within no_grad"])
+def test_control_flow_operators_are_refused_by_name(frozen: bool) -> None:
+    """Neither branch alone is the model: nothing may be inlined."""
+    with pytest.raises(CaptureError, match="uses cond, a control-flow operator that cannot") as caught:
+        capture(Branches(frozen).eval(), torch.randn(2, 4))
+    assert "higher_order.cond" in str(caught.value.node)
+    assert "without torch.cond" in str(caught.value.hint)
+    assert "eval_with_key" not in str(caught.value.source)  # code of torch's is no line of the user's
+
+
 def test_an_exported_program_keeps_its_static_batch_and_says_so() -> None:
     model = SmallNet().eval()
     program = capture(torch.export.export(model, (image(2, 3, 8),)))

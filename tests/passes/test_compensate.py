@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress
-from fxcompress.analysis import gram
+from fxcompress.analysis import gram, refit
 from fxcompress.analysis.groups import analyse
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
@@ -222,6 +222,30 @@ def test_a_layer_of_stored_inputs_is_declined() -> None:
     program = captured(model, 4, 3, 4)
     _, outcome = compensated(program, data(8, 16, 3, 4))
     assert reasons(outcome)["linear_1"] == "its input is stored: it says nothing about the data"
+    assert outcome.after < outcome.before
+
+
+@pytest.mark.parametrize("largest", [8, refit.LARGEST])
+def test_layers_with_too_many_unknowns_are_left_alone(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight are still solved; twelve are not, nor two groups of six, and the reason says so."""
+    monkeypatch.setattr(refit, "LARGEST", largest)
+    torch.manual_seed(0)
+    model = Chain(
+        a=nn.Conv1d(4, 24, 1), r=nn.ReLU(), b=nn.Conv1d(24, 48, 1), s=nn.ReLU(),
+        c=nn.Conv1d(48, 32, 1, groups=4), t=nn.ReLU(), d=nn.Conv1d(32, 2, 1),
+    )  # fmt: skip
+    program = captured(model, 4, 4, 5)
+    pruned, outcome = compensated(program, data(8, 32, 4, 5))
+    too_many = {
+        "conv1d_1": "it has 12 unknowns per output in 1 group(s); at most 8 are solved",
+        "conv1d_2": "it has 6 unknowns per output in 2 group(s); at most 8 are solved",
+    }
+    found = {site: reason for site, reason in reasons(outcome).items() if "unknowns" in reason}
+    assert found == (too_many if largest == 8 else {})
+    assert "conv1d_3" in {line.split(":")[0] for line in outcome.changed}
+    for name in ("b.weight", "c.weight"):
+        same = torch.equal(walk.tensor(outcome.program, name), walk.tensor(pruned, name))
+        assert same == (largest == 8)
     assert outcome.after < outcome.before
 
 

@@ -44,6 +44,7 @@ def group_of(size: int, *positions: int, statistics: tuple[str, ...] = ()) -> Gr
         ((6,), 16, 8),
         ((4, 6), 16, 8),
         ((1, 64), 16, 16),
+        ((3, 4), 12, 12),
         ((3,), 1, 1),
     ],
 )

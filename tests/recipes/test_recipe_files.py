@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxcompress
-from fxcompress.api import flow
+from fxcompress.analysis.cost import cost
+from fxcompress.api import Result, flow
 from fxcompress.cli.main import main
 from fxcompress.errors import CompressError, InputError
 from fxcompress.graph.capture import capture
@@ -323,3 +326,101 @@ def test_an_empty_file_is_no_recipe(text: str) -> None:
 def test_a_name_that_is_no_text_is_no_stage(name: str) -> None:
     with pytest.raises(InputError, match="there is no stage"):
         read_recipe(f"[[pass]]\nname = {name}\n")
+
+
+class Block(nn.Module):
+    """Two convolutions with batch norm beside a stream of 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def residual_cnn() -> tuple[nn.Module, list[torch.Tensor]]:
+    """Three residual blocks whose norms have seen data, and calibration batches."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Block(), Block(), Block()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    data = [torch.randn(8, 3, 8, 8) for _ in range(4)]
+    with torch.no_grad():
+        model.train()(torch.cat(data))
+    return model.eval(), data
+
+
+def share_left(result: Result) -> float:
+    model, data = residual_cnn()
+    return cost(result.trainable).macs / cost(capture(model, data[0])).macs
+
+
+def stored(result: Result) -> list[torch.Tensor]:
+    """The weights of the ONNX model that is handed out."""
+    tensors = [torch.tensor(onnx.numpy_helper.to_array(item)) for item in result.onnx.graph.initializer]
+    return [tensor for tensor in tensors if tensor.dim() > 1]
+
+
+def keeps_the_outputs(result: Result) -> None:
+    model, data = residual_cnn()
+    (found,) = result.session().run(None, {result.session().get_inputs()[0].name: data[0].numpy()})
+    torch.testing.assert_close(torch.tensor(found), model(data[0]), rtol=1e-4, atol=1e-5)
+    assert "BatchNormalization" not in {node.op_type for node in result.onnx.graph.node}
+    assert share_left(result) == 1
+
+
+def halves(result: Result) -> None:
+    assert 0.4 <= share_left(result) <= 0.5
+    assert any(proof.name == "masked-equivalence" for proof in result.report.proofs)
+
+
+def computes_in_int8(result: Result) -> None:
+    assert set(result.plan.precision.values()) == {"int8"}
+    assert [tensor.dtype for tensor in stored(result)] == [torch.int8] * 8
+
+
+def halves_in_int8(result: Result) -> None:
+    halves(result)
+    computes_in_int8(result)
+
+
+def leaves_a_block_out(result: Result) -> None:
+    """The least number of blocks worth a quarter is one of three, worth 31%."""
+    assert 0.65 <= share_left(result) <= 0.75
+    assert sum(node.op_type == "Add" for node in result.onnx.graph.node) == 2
+
+
+def zeroes_two_of_four(result: Result) -> None:
+    """In what is handed out, where the inputs are a multiple of four: all but the stem."""
+    weights = [tensor for tensor in stored(result) if tensor.shape[1] % 4 == 0]
+    assert len(weights) == 7
+    for weight in weights:
+        groups = weight.movedim(1, -1).reshape(-1, 4)
+        assert bool(((groups != 0).sum(-1) == 2).all())
+
+
+PROMISES: dict[str, Callable[[Result], None]] = {
+    "lossless": keeps_the_outputs,
+    "half": halves,
+    "int8": computes_in_int8,
+    "half-int8": halves_in_int8,
+    "shallow": leaves_a_block_out,
+    "two-of-four": zeroes_two_of_four,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", named_recipes())
+def test_recipes_that_come_along_do_what_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small residual network, whatever the times of one so small are."""
+    seconds = {"original": 0.3, "int8": 0.1}
+
+    def invented(request: object, original: object, candidates: Any) -> Comparison:
+        return Comparison({item.name: (seconds.get(item.name, 0.2),) * 30 for item in candidates}, {}, 1)
+
+    monkeypatch.setattr(flow, "time_all", invented)
+    model, data = residual_cnn()
+    PROMISES[name](fxcompress.optimize(model, data[0], recipe=name, calibration=data))

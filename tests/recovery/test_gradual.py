@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxcompress.analysis.cost import cost
+from fxcompress.analysis.evidence import Evidence, gather
 from fxcompress.analysis.groups import analyse
 from fxcompress.errors import BudgetError, InputError, NotSupported
 from fxcompress.graph import walk
@@ -22,6 +24,7 @@ from fxcompress.plan.budget_options import Budget
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.schedule import Schedule
 from fxcompress.proof.masked import masked_equivalence
+from fxcompress.recovery import gradual
 from fxcompress.recovery.gradual import Gradual, Round, prune_gradually
 from tests.architectures.programs import captured
 from tests.passes.models import Apply
@@ -121,6 +124,7 @@ def test_heads_that_shrink_to_one_keep_their_place_in_the_plan() -> None:
 
 
 def test_training_in_between_moves_what_is_chosen() -> None:
+    """The first round chooses as without training, the later ones by the weights as they are then."""
     seen: list[tuple[bool, int]] = []
     losses: list[list[float]] = []
 
@@ -130,6 +134,10 @@ def test_training_in_between_moves_what_is_chosen() -> None:
 
     torch.manual_seed(0)
     result = prune_gradually(small(), prune=Prune(0.6, block=1), schedule=Schedule("cubic", 3), train=hook)
+    untrained = prune_gradually(small(), prune=Prune(0.6, block=1), schedule=Schedule("cubic", 3))
+    same = [one.plan == other.plan for one, other in zip(result.rounds, untrained.rounds, strict=True)]
+    assert same == [True, False, False]
+    assert result.plan.channels != untrained.plan.channels
     assert seen == [(True, 1), (True, 2), (True, 3)]
     assert losses[0][-1] < losses[0][0]
     assert losses[-1][-1] < 0.5 * losses[0][0]
@@ -219,10 +227,22 @@ def test_one_shot_prunes_once_and_trains_every_round() -> None:
     assert result.history[0] == result.history[2]
 
 
-def test_saliency_on_data_is_gathered_anew_and_layers_are_compensated() -> None:
+def test_saliency_on_data_is_gathered_anew_and_layers_are_compensated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once for what may go at all, and in every round on the program as it is then."""
+    gathered: list[float] = []
+
+    def counted(program: Program, *args: Any) -> Evidence:
+        gathered.append(cost(program).macs)
+        return gather(program, *args)
+
+    monkeypatch.setattr(gradual, "gather", counted)
     batches = [torch.randn(16, 1, 6, 6) for _ in range(2)]
     options = Prune(0.5, block=1, saliency="activation")
     result = prune_gradually(small(), prune=options, schedule=Schedule("linear", 2), calibration=batches)
+    assert gathered == [cost(small()).macs, cost(small()).macs, result.rounds[0].cost.macs]
+    assert gathered[2] < gathered[1]
     assert 0.45 <= result.history[-1] <= 0.5
     assert any(line.startswith("compensate") for line in result.program.history)
 

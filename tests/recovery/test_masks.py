@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -94,6 +95,48 @@ def test_patterns_get_denser_zeros_step_by_step() -> None:
     )
     assert result.history == pytest.approx([0.25, 0.5, 0.75])
     assert all(a < b for a, b in pairwise(result.history))
+
+
+def regrown(program: Program, hook: MaskHook) -> None:
+    """A training that does not hold the masks, and makes what they zeroed the largest."""
+    with torch.no_grad():
+        for name, mask in hook.plan.masks.items():
+            program.module.get_parameter(name).masked_fill_(~mask, 9.0)
+
+
+def emptied(program: Program, hook: MaskHook) -> None:
+    """A training that leaves nothing: what is masked is no smaller than what is not."""
+    with torch.no_grad():
+        for name in hook.plan.masks:
+            program.module.get_parameter(name).zero_()
+
+
+@pytest.mark.parametrize("lesson", [regrown, emptied])
+def test_patterns_nest_along_the_dimension_that_is_summed_over(lesson: Callable[..., None]) -> None:
+    """3:4, 2:4, 1:4: what one round zeroes no later round brings back, whatever training does to it."""
+    torch.manual_seed(0)
+    net = Chain(a=nn.Conv2d(8, 8, 3), t=nn.ConvTranspose2d(8, 4, 3), b=nn.Conv2d(4, 8, 4))
+    rounds: list[dict[str, torch.Tensor]] = []
+
+    def train(program: Program, hook: MaskHook) -> None:
+        rounds.append(dict(hook.plan.masks))
+        lesson(program, hook)
+
+    result = sparsify_gradually(
+        net.eval(),
+        torch.randn(2, 8, 6, 6),
+        sparsify=Sparsify(pattern="1:4"),
+        schedule=Schedule("linear", 3),
+        train=train,
+    )
+    summed = {"a.weight": 1, "t.weight": 0, "b.weight": 1}
+    for name, dim in summed.items():
+        groups = [masks[name].movedim(dim, -1).reshape(-1, 4) for masks in rounds]
+        assert [set(mask.sum(-1).tolist()) for mask in groups] == [{3}, {2}, {1}]
+        assert all(not bool((later & ~earlier).any()) for earlier, later in pairwise(groups))
+        assert torch.equal(result.plan.masks[name], rounds[-1][name])
+        weight = result.program.module.get_parameter(name).movedim(dim, -1).reshape(-1, 4)
+        assert int((weight != 0).sum(-1).max()) <= 1
 
 
 def test_the_model_given_stays_as_it_is() -> None:
