@@ -4,7 +4,7 @@ Each verb only ever *binds* leaves to finer expressions or freezes them, so fact
 nothing is taken back. What cannot be aligned is frozen with the reason, never guessed:
 
     unify(a, b)       leaf, x      bind
-                      prod, prod   walk from the outermost factor; a larger factor is factored to fit
+                      prod, prod   walk from both ends by common factors; what is left between is frozen
                       cat, cat     walk; a longer part is split to fit
                       prod, cat    split the product at the concatenation's boundaries
     split(d, sizes)   leaf: bind to a concatenation; cat: walk; product: split the outermost factor
@@ -14,7 +14,7 @@ nothing is taken back. What cannot be aligned is frozen with the reason, never g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 
 from fxcompress.axes.expression import Axis, Concat, Dim, Product, Reason, concat, find, leaves, product
 
@@ -94,21 +94,33 @@ def _unify(a: Dim, b: Dim, reason: Reason | None) -> None:
 
 
 def _unify_products(a: Product, b: Product, reason: Reason | None) -> None:
+    """Pair what both have in common, from the outermost factor on and then from the innermost; what is left
+    between has no boundary in common, and stays whole.
+    """
     left, right = list(a.factors), list(b.factors)
-    while left and right:
-        x, y = find(left.pop(0)), find(right.pop(0))
-        if x.size == y.size:
-            unify(x, y, reason)
-        elif x.size > y.size and x.size % y.size == 0:
-            outer, inner = factor(x, [y.size, x.size // y.size], reason)
-            unify(outer, y, reason)
-            left.insert(0, inner)
-        elif y.size > x.size and y.size % x.size == 0:
-            outer, inner = factor(y, [x.size, y.size // x.size], reason)
-            unify(outer, x, reason)
-            right.insert(0, inner)
-        else:
-            raise Unalignable(f"factors of {x.size} and {y.size}")
+    while left and right and (shared := gcd(left[0].size, right[0].size)) > 1:
+        outers = []
+        for factors in (left, right):
+            outer, *rest = _parts(factors[0], shared, factors[0].size // shared, reason)
+            factors[:1] = rest
+            outers.append(outer)
+        unify(*outers, reason)
+    while left and right and (shared := gcd(left[-1].size, right[-1].size)) > 1:
+        inners = []
+        for factors in (left, right):
+            *rest, inner = _parts(factors[-1], factors[-1].size // shared, shared, reason)
+            factors[-1:] = rest
+            inners.append(inner)
+        unify(*inners, reason)
+    if left and right:
+        sizes = " and ".join(" x ".join(str(dim.size) for dim in factors) for factors in (left, right))
+        for dim in (*left, *right):
+            freeze(dim, blamed(f"structures that do not align: factors of {sizes}", reason))
+
+
+def _parts(dim: Dim, outer: int, inner: int, reason: Reason | None) -> list[Dim]:
+    """The two factors of a dimension, one where the other is 1."""
+    return [dim] if 1 in (outer, inner) else factor(dim, [outer, inner], reason)
 
 
 def _unify_concats(a: Concat, b: Concat, reason: Reason | None) -> None:
@@ -200,15 +212,22 @@ def _factor_product(dim: Product, sizes: Sequence[int], reason: Reason | None) -
             part = find(queue.pop(0))
             if part.size > missing:
                 if part.size % missing:
-                    raise Unalignable(f"a factor of {part.size} read in blocks of {missing}")
+                    return _read_across(dim, sizes, reason)
                 part, rest = factor(part, [missing, part.size // missing], reason)
                 queue.insert(0, rest)
             elif missing % part.size:
-                raise Unalignable(f"a factor of {part.size} inside one of {missing}")
+                return _read_across(dim, sizes, reason)
             taken.append(part)
             missing //= part.size
         result.append(product(*taken))
     return result
+
+
+def _read_across(dim: Product, sizes: Sequence[int], reason: Reason | None) -> list[Dim]:
+    """Factors whose boundaries are not all those of `dim`: only what both have at their ends may go."""
+    factors: list[Dim] = [Axis(size) for size in sizes]
+    unify(dim, product(*factors), reason)
+    return factors
 
 
 def _factor_concat(dim: Concat, sizes: Sequence[int], reason: Reason | None) -> list[Dim]:

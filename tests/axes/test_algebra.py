@@ -92,9 +92,11 @@ def test_factor_refines_an_axis_once() -> None:
     assert factor(Axis(1), [1, 1])[0].size == 1
 
 
-def test_factors_that_straddle_are_unalignable() -> None:
-    with pytest.raises(Unalignable):
-        factor(product(Axis(4), Axis(6)), [3, 8])
+def test_factors_that_straddle_keep_what_is_common_at_the_ends() -> None:
+    three, eight = factor(product(Axis(4), Axis(6)), [3, 8])
+    assert shape(three) == 3
+    assert shape(eight) == (4, 2)
+    assert [bool(axis.reasons) for axis in (*leaves(three), *leaves(eight))] == [True, True, False]
     assert [shape(found) for found in factor(product(Axis(2), Axis(6)), [4, 3])] == [(2, 2), 3]
 
 
@@ -122,10 +124,23 @@ def test_products_are_aligned_from_the_outermost_factor() -> None:
 
 
 def test_products_without_a_common_factor_are_frozen() -> None:
-    left, right = product(Axis(4), Axis(6)), product(Axis(6), Axis(4))
+    left, right = product(Axis(4), Axis(9)), product(Axis(9), Axis(4))
     unify(left, right, NO)
     assert frozen(left)
     assert frozen(right)
+
+
+def test_products_share_what_is_common_at_both_ends() -> None:
+    """Four groups of six and six groups of four: two outermost halves and innermost pairs are in both."""
+    left, right = product(Axis(4), Axis(6)), product(Axis(6), Axis(4))
+    unify(left, right, NO)
+    assert shape(left) == (2, 2, 3, 2)
+    assert shape(right) == (2, 3, 2, 2)
+    ours, theirs = list(leaves(left)), list(leaves(right))
+    assert ours[0] is theirs[0]
+    assert ours[-1] is theirs[-1]
+    assert [bool(axis.reasons) for axis in ours] == [False, True, True, False]
+    assert [bool(axis.reasons) for axis in theirs] == [False, True, True, False]
 
 
 def test_concatenations_are_cut_at_every_boundary() -> None:

@@ -18,6 +18,8 @@ from fxcompress.graph.program import Program
 from fxcompress.graph.wellformed import well_formed
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.plan.pruning_plan import PruningPlan, make_plan
+from fxcompress.proof.masked import masked_equivalence
+from tests.architectures.programs import random_plan
 from tests.ops.building import Net, aten
 from tests.passes.models import Apply
 
@@ -168,3 +170,18 @@ def test_three_points_are_not_taken_for_three_components() -> None:
     model = Apply(areas, a=nn.Linear(5, 18), b=nn.Linear(5, 18), head=nn.Linear(18, 2)).eval()
     result = fxcompress.optimize(model, torch.randn(2, 5), prune=fxcompress.Prune(0.5, block=1))
     assert result.trainable.module.get_parameter("head.weight").shape == (2, 9)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 6), (6, 4), (6, 9), (4, 3)])
+def test_group_counts_with_no_multiple_among_them_share_what_they_can(first: int, second: int) -> None:
+    """Whole blocks that both partitions have, and positions within the finest blocks; the rest stays."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 36, 1), nn.Conv2d(36, 36, 1, groups=first), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(36, 36, 1, groups=second), nn.ReLU(), nn.Conv2d(36, 5, 1))
+    program = capture(model.eval(), torch.randn(2, 3, 4, 4))
+    analysis = analyse(program)
+    both = {("1.weight", 0), ("3.weight", 1)}
+    assert any(both <= {(item.tensor, item.dim) for item in group.members} for group in analysis.groups)
+    for seed in range(3):
+        plan = random_plan(analysis, seed)
+        masked_equivalence(program, PruneChannels(plan).run(program).program, plan)
