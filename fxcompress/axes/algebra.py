@@ -99,19 +99,13 @@ def _unify_products(a: Product, b: Product, reason: Reason | None) -> None:
     """
     left, right = list(a.factors), list(b.factors)
     while left and right and (shared := gcd(left[0].size, right[0].size)) > 1:
-        outers = []
-        for factors in (left, right):
-            outer, *rest = _parts(factors[0], shared, factors[0].size // shared, reason)
-            factors[:1] = rest
-            outers.append(outer)
-        unify(*outers, reason)
+        x, *left[:1] = _parts(left[0], shared, left[0].size // shared, reason)
+        y, *right[:1] = _parts(right[0], shared, right[0].size // shared, reason)
+        unify(x, y, reason)
     while left and right and (shared := gcd(left[-1].size, right[-1].size)) > 1:
-        inners = []
-        for factors in (left, right):
-            *rest, inner = _parts(factors[-1], factors[-1].size // shared, shared, reason)
-            factors[-1:] = rest
-            inners.append(inner)
-        unify(*inners, reason)
+        *left[-1:], x = _parts(left[-1], left[-1].size // shared, shared, reason)
+        *right[-1:], y = _parts(right[-1], right[-1].size // shared, shared, reason)
+        unify(x, y, reason)
     if left and right:
         sizes = " and ".join(" x ".join(str(dim.size) for dim in factors) for factors in (left, right))
         for dim in (*left, *right):
