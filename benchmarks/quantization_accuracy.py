@@ -46,9 +46,10 @@ from fxcompress.api.request import Request
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import lower
+from fxcompress.passes.quantize_weights import QuantizeWeights
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization import Quantize
-from fxcompress.recipes import recipe_of
+from fxcompress.recipes import LOSSLESS, recipe_of
 from fxcompress.runtime.session import open_session
 from fxcompress.targets.catalog import resolve
 
@@ -166,6 +167,12 @@ def quantized(program: Program, options: Quantize, batches: Sequence[Tensor]) ->
     return lower(made[0].program)
 
 
+def in_blocks(program: Program, fitted: bool, batches: Sequence[Tensor]) -> onnx.ModelProto:
+    """The file whose linears have int4 weights, one scale per 32: by GPTQ, or to the nearest."""
+    stage = QuantizeWeights(bits=4, smallest=1, calibration=batches if fitted else None)
+    return lower(Journal().apply_all([*LOSSLESS, stage], program))
+
+
 def peer(model: onnx.ModelProto, make: Callable[..., bytes], batches: Sequence[Tensor]) -> onnx.ModelProto:
     """A peer's file, of the same float file and batches."""
     name = model.graph.input[0].name
@@ -189,7 +196,11 @@ def measure(subject: Subject, seeds: int, console: Console) -> list[Row]:
     makers: dict[str, Quantizer] = {OURS: partial(quantized, program, Quantize(precision="full"))}
     makers |= {name: partial(peer, model, make) for name, make in PEERS.items()}
     makers[PER_TENSOR] = partial(peer, model, partial(quantize_static_best, per_channel=False))
-    alone = {name: partial(quantized, program, options) for name, options in TECHNIQUES.items()}
+    alone: dict[str, Quantizer] = {
+        name: partial(quantized, program, options) for name, options in TECHNIQUES.items()
+    }
+    alone["int4 weights, to the nearest"] = partial(in_blocks, program, False)
+    alone["int4 weights, GPTQ"] = partial(in_blocks, program, True)
     rows = []
     for seed in range(seeds):
         drawn = torch.randperm(len(subject.pool), generator=torch.Generator().manual_seed(seed))[:IMAGES]
