@@ -68,7 +68,7 @@ class KernelCache:
                     "SELECT kernel, ms FROM times WHERE machine = ?", (machine,)
                 ).fetchall()
         except sqlite3.OperationalError as error:
-            return self._without(error)
+            return self._set_aside(str(error)) if _is_damage(error) else self._without(error)
         except sqlite3.DatabaseError as error:
             return self._set_aside(str(error))
         except OSError as error:
@@ -87,8 +87,10 @@ class KernelCache:
                     connection.executemany("INSERT OR REPLACE INTO times VALUES (?, ?, ?)", rows)
                 return
             except sqlite3.OperationalError as error:
-                self._without(error)
-                return
+                if not _is_damage(error):
+                    self._without(error)
+                    return
+                self._set_aside(str(error))
             except sqlite3.DatabaseError as error:
                 self._set_aside(str(error))
             except OSError as error:
@@ -135,6 +137,11 @@ class KernelCache:
     def _without(self, error: Exception) -> dict[str, float]:
         self.notes.append(f"the cache of kernel times cannot be used: {error}")
         return {}
+
+
+def _is_damage(error: sqlite3.OperationalError) -> bool:
+    """Whether the file is at fault, and not the moment: a table that is missing or has other columns."""
+    return "no such" in str(error) or "values were supplied" in str(error)
 
 
 def _sound(kernel: object, ms: object) -> bool:

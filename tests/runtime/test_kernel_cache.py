@@ -84,6 +84,23 @@ def test_a_file_of_another_format_is_set_aside(tmp_path: Path) -> None:
     assert cache.read(MACHINE) == {"a": 1.0}
 
 
+@pytest.mark.parametrize("table", ["other (a)", "times (machine)", "times (machine, kernel, seconds, more)"])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_file_with_other_tables_is_set_aside(tmp_path: Path, table: str, written: bool) -> None:
+    """It claims to be of this format: reading and writing fail, and would forever."""
+    cache = KernelCache(tmp_path)
+    connection = sqlite3.connect(cache.path)
+    connection.execute(f"CREATE TABLE {table}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    if not written:
+        assert cache.read(MACHINE) == {}
+    cache.write(MACHINE, {"a": 1.0})
+    assert cache.read(MACHINE) == {"a": 1.0}
+    assert cache.notes
+
+
 def test_times_that_cannot_be_are_not_read(tmp_path: Path) -> None:
     cache = KernelCache(tmp_path)
     cache.write(MACHINE, {"good": 1.0, "negative": -1.0, "infinite": float("inf"), "zero": 0.0})
