@@ -165,6 +165,10 @@ class Subject:
     never: tuple[str, ...] = ()
 
 
+def _vit_block() -> nn.Module:
+    return Attending(384, 6, 197, masked=False)
+
+
 def _stem(**options: int) -> nn.Module:
     return nn.Conv2d(3, 64, **options)  # type: ignore[arg-type]
 
@@ -237,7 +241,7 @@ SUBJECTS = (
     Subject(
         "multi-head-attention",
         "ViT-S block; 197 tokens",
-        lambda: Attending(384, 6, 197, masked=False),
+        _vit_block,
         (1, 197, 384),
     ),
     Subject(
@@ -255,7 +259,7 @@ SUBJECTS = (
     Subject(
         "transpose-keys-directly",
         "ViT-S block; 197 tokens",
-        lambda: Attending(384, 6, 197, masked=False),
+        _vit_block,
         (1, 197, 384),
         never=("multi-head-attention",),
     ),

@@ -20,7 +20,7 @@ from fxcompress.analysis.quantized_sites import QuantizedRun, QuantizedSite, Sto
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.program import Program
-from fxcompress.numerics.least_squares import Fit, Moments
+from fxcompress.numerics.least_squares import Fit, Moments, best_intercept
 from fxcompress.passes.contract import NOTHING_TO_JUDGE_BY, Decline, Outcome, worse
 
 MEMORY = 512 * 2**20
@@ -129,7 +129,7 @@ def chosen(fitted: Moments, judged: Moments, changes: Iterable[Tensor], *, inter
     for weight in changes:
         bias = torch.zeros_like(fitted.r)
         if intercept:
-            bias = (fitted.r - (fitted.x[:, None] @ weight)[:, 0]) / max(fitted.count, 1)
+            bias = best_intercept(fitted, weight)
         found = judged.errors(Fit(weight, bias))
         better = found < least
         least = torch.where(better, found, least)

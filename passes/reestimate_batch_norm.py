@@ -22,12 +22,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from fxcompress.analysis.gram import gap, pieces, rechunked, sample_count, variance
+from fxcompress.analysis.output_error import gap, variance
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.execute import Executor, run_flat
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
+from fxcompress.graph.samples import pieces, rechunked, sample_count
 from fxcompress.passes.contract import NOTHING_TO_JUDGE_BY, Decline, Outcome, worse
 
 _NORM = torch.ops.aten.batch_norm.default
@@ -132,11 +133,11 @@ def _closer(
         return made
     spread = variance(run_flat(reference, flat) for flat in chunks)
     count = sum(sample_count(program, flat) for flat in judged)
-    errors = []
-    for item in (program, made.program):
-        difference = sum(gap(run_flat(reference, flat), run_flat(item, flat)) for flat in judged)
-        errors.append(difference / count / spread if spread else difference / count)
-    before, after = errors
+    before = after = 0.0
+    for flat in judged:
+        wanted = run_flat(reference, flat)
+        before += gap(wanted, run_flat(program, flat)) / count / (spread or 1.0)
+        after += gap(wanted, run_flat(made.program, flat)) / count / (spread or 1.0)
     used = sum(sample_count(program, flat) for flat in fitted)
     if not after < before:
         refusal = Decline("the outputs", worse("a new measurement of the statistics", before, after))

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from fxcompress.analysis.calibration import calibrate, calibrate_both
-from fxcompress.analysis.gram import gap, pieces
+from fxcompress.analysis.output_error import gap
 from fxcompress.api.request import Request
 from fxcompress.graph import walk
 from fxcompress.graph.execute import run_flat
 from fxcompress.graph.program import Program
+from fxcompress.graph.samples import pieces
 from fxcompress.numerics.ranges import ESTIMATORS, Range
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.plan.quantization import Quantize, plan_quantization

@@ -21,10 +21,6 @@ DAMPING = 0.01
 """Added to the diagonal of `H`, as a share of its mean: the paper's."""
 
 
-UNSEEN = 1.0
-"""What stands for `DAMPING` where there are no more rows than inputs, times inputs per row."""
-
-
 def damping_for(width: int, rows: int) -> float:
     """The damping for moments of so many rows of so many inputs.
 
@@ -38,7 +34,7 @@ def damping_for(width: int, rows: int) -> float:
     share falls to it by the fifth power.
     """
     share = width / max(rows, 1)
-    return max(DAMPING, UNSEEN * (share if share >= 1.0 else share**5))
+    return max(DAMPING, share if share >= 1.0 else share**5)
 
 
 def gptq(

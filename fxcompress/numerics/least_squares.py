@@ -88,11 +88,11 @@ def ridge(moments: Moments, damping: float, *, intercept: bool = True) -> Fit:
         xx = xx - moments.x[:, :, None] * moments.x[:, None] / count
         xr = xr - moments.x[:, :, None] * moments.r[:, None] / count
     weight = torch.zeros_like(xr) if damping == float("inf") else _solve(xx, xr, damping)
-    return Fit(weight, _intercept(moments, weight) if intercept else torch.zeros_like(moments.r))
+    return Fit(weight, best_intercept(moments, weight) if intercept else torch.zeros_like(moments.r))
 
 
-def _intercept(moments: Moments, weight: Tensor) -> Tensor:
-    """The best bias beside a weight."""
+def best_intercept(moments: Moments, weight: Tensor) -> Tensor:
+    """The bias that is best beside a weight: the mean of what it leaves."""
     return (moments.r - (moments.x[:, None] @ weight)[:, 0]) / max(moments.count, 1)
 
 
@@ -119,7 +119,7 @@ def best_fit(
         fit = ridge(fitted, damping, intercept=intercept)
         if free is not None:
             part = torch.where(free, fit.weight, 0.0)
-            fit = Fit(part, _intercept(fitted, part) if intercept else fit.bias)
+            fit = Fit(part, best_intercept(fitted, part) if intercept else fit.bias)
         errors = judged.errors(fit)
         better = errors < least
         least = torch.where(better, errors, least)
