@@ -220,7 +220,10 @@ def _attention_in_parts(query: Tensor, key: Tensor, value: Tensor, given: Given)
         scores = scores.masked_fill(mask.logical_not(), float("-inf"))
     elif mask is not None:
         scores = scores + mask
-    return scores.softmax(-1) @ value
+    weights = scores.softmax(-1)
+    if mask is not None:  # a row that sees nothing gives zeros
+        weights = weights.masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+    return weights @ value
 
 
 def _is_not_of_heads(node: fx.Node) -> bool:
