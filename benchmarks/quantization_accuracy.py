@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from benchmarks import cifar_images, digits_training, hostile_model, resnet20_model, token_model
 from benchmarks.quantization_peers import PEERS, quantize_static_best
 from examples import digits
-from fxcompress.api.quantizing import Calibration, variants
+from fxcompress.api import quantizing
 from fxcompress.api.request import Request
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
@@ -163,7 +163,8 @@ def quantized(program: Program, options: Quantize, batches: Sequence[Tensor]) ->
     )
     journal = Journal()
     deployed = journal.apply_all(request.recipe.after, program)
-    made = variants(request, deployed, Calibration(batches, batches), journal)
+    calibration = quantizing.Calibration(batches, batches)
+    made = quantizing.quantized(request, deployed, calibration, journal).variants
     return lower(made[0].program)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 import fxcompress
 from fxcompress.analysis.sensitivity import LayerError, Sensitivity, attribute
 from fxcompress.api import frontier
-from fxcompress.api.frontier import walk
-from fxcompress.api.variant import Variant
+from fxcompress.api.frontier import Step, fastest_within, walk
+from fxcompress.api.variant import Tradeoff, Variant
 from fxcompress.errors import BudgetError, InputError
 from fxcompress.pipeline import Journal
 from tests.plan.quantized import quantized
@@ -121,10 +122,13 @@ def test_the_walk_gives_up_no_more_than_needed(needed: int, monkeypatch: pytest.
         judged.append(len(item.spared))
         return 0.0 if len(item.spared) >= needed else 1.0
 
+    def judge(made: Variant) -> tuple[Judged, float]:
+        return Judged(made.program), loss(Judged(made.program))  # type: ignore[arg-type]
+
     known = SimpleNamespace(graph=SimpleNamespace(nodes=[SimpleNamespace(name=name) for name in names]))
     full = Variant("int8", object(), reference=known, without=without)  # type: ignore[arg-type]
     samples: Sequence[list[Tensor]] = [[torch.zeros(1)]]
-    step = walk(full, samples, 0.5, Journal(None), (lambda made: Judged(made.program), loss))
+    step = walk(full, samples, 0.5, Journal(None), judge)
     if needed == 8:
         assert step is None
     else:
@@ -132,6 +136,59 @@ def test_the_walk_gives_up_no_more_than_needed(needed: int, monkeypatch: pytest.
         assert step.candidate.spared == frozenset(names[:needed])
         assert f"{needed} of 8 layers" in step.variant.notes[-1]
     assert len(judged) == len(set(judged)) <= 6
+
+
+def points(count: int, planned: list[str], floats: bool = False) -> list[Tradeoff]:
+    """A frontier: each point with one operator less in int8, the last with none where `floats`."""
+    names = [f"v{place}" for place in range(count)]
+
+    def point(left: int) -> Tradeoff:
+        name = f"{left} of {count}"
+        kernels = {} if floats and left == 1 else {"v0": "QLinearConv"}
+
+        def plan() -> Any:
+            planned.append(name)
+            return SimpleNamespace(kernels=kernels)
+
+        made = Variant(name, object())  # type: ignore[arg-type]
+        return Tradeoff(name, frozenset(names[:left]), 1.0, 1.0 / left, plan, lambda _: made)
+
+    return [point(left) for left in range(count, 0, -1)]
+
+
+@pytest.mark.parametrize("needed", range(10))
+def test_the_fastest_point_of_the_frontier_within_the_bound_is_found(needed: int):
+    planned: list[str] = []
+    frontier_points = points(9, planned)
+    losses = {point.variant: 1.0 if place < needed else 0.0 for place, point in enumerate(frontier_points)}
+    step = fastest_within(
+        frontier_points, [], 0.5, lambda made: (Judged(frozenset({made.name})), losses[made.name])
+    )
+    assert len(planned) <= 4
+    if needed == 9:
+        assert step is None
+    else:
+        assert step is not None
+        assert step.variant.name == frontier_points[needed].variant
+        assert step.candidate.spared == {step.variant.name}
+        assert f"{needed} operators stay in float that would be faster" in step.variant.notes[-1]
+
+
+def test_points_that_were_judged_before_are_not_made_again():
+    planned: list[str] = []
+    frontier_points = points(3, planned)
+    names = [point.variant for point in frontier_points]
+    known = [
+        Step(Variant(name, object()), Judged(frozenset()), loss)  # type: ignore[arg-type]
+        for name, loss in zip(names, (1.0, 0.2, 0.0))
+    ]
+    assert fastest_within(frontier_points, known, 0.5, pytest.fail) is known[1]
+    assert planned == []
+
+
+def test_a_frontier_that_ends_in_float_offers_nothing():
+    step = fastest_within(points(3, [], floats=True), [], 0.5, lambda made: (Judged(frozenset()), 1.0))
+    assert step is None
 
 
 def test_without_a_metric_the_bound_holds_for_what_pruning_costs_too(fragile: nn.Module):

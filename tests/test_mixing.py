@@ -10,10 +10,15 @@ from torch import nn
 
 import fxcompress
 from fxcompress.analysis.precision_prices import Crossing, PrecisionPrices, Vertex
-from fxcompress.api import choosing, flow, mixing
+from fxcompress.analysis.sensitivity import LayerError
+from fxcompress.api import choosing, flow, frontier, mixing
+from fxcompress.api.frontier import GIVEN_UP
 from fxcompress.api.mixing import MOST, _chosen
 from fxcompress.errors import ProofError
+from fxcompress.graph.program import Program
+from fxcompress.measure import Difference
 from fxcompress.plan.quantization_plan import Quantize
+from fxcompress.report.report import Report
 from fxcompress.runtime.timing import Comparison
 from tests.passes.models import Chain
 
@@ -108,6 +113,104 @@ def test_the_fastest_mixture_is_handed_out_with_its_plan() -> None:
     assert [proof.name for proof in result.report.proofs] == ["float-parity", "integer-bound"]
     shown = {node.op_type for node in result.onnx.graph.node}
     assert {"QuantizeLinear", "Conv"} <= shown
+
+
+SHARES = {"conv2d": 0.5, "conv2d_1": 0.3, "conv2d_2": 0.3}
+"""What each convolution in int8 adds to the error."""
+
+
+def in_integers(program: Program) -> set[str]:
+    """The convolutions whose weights are integers."""
+    return {
+        node.name
+        for node in program.graph.nodes
+        if node.name in SHARES and "dequantize" in str(node.all_input_nodes[1].target)
+    }
+
+
+@pytest.fixture
+def traded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolution that hurts most in int8 is the one that int8 speeds up most."""
+    ms = {"conv2d": (9.0, 1.0), "conv2d_1": (2.0, 1.0), "conv2d_2": (2.0, 1.0)}
+
+    def invented(*_: object) -> PrecisionPrices:
+        operators = {name: (name,) for name in ms} | {"conv2d": ("conv2d", "relu")}
+        vertices = [Vertex(name, operators[name], *both, SHARES[name]) for name, both in ms.items()]
+        return PrecisionPrices(tuple(vertices), ())
+
+    def timed(request: object, original: object, candidates: Any) -> Comparison:
+        found = {
+            item.name: sum(both[name in in_integers(item.program)] for name, both in ms.items())
+            for item in candidates
+        }
+        return Comparison({name: (seconds,) * 30 for name, seconds in found.items()}, {}, 1)
+
+    def compared(request: object, made: object, candidates: Any) -> dict[str, Difference]:
+        lost = {item.name: sum(SHARES[name] for name in in_integers(item.program)) for item in candidates}
+        return {name: Difference(error, error, error) for name, error in lost.items()}
+
+    def ranked(*_: object) -> list[LayerError]:
+        return [LayerError(name, name, 30.0, 30.0, share) for name, share in SHARES.items()]
+
+    monkeypatch.setattr(mixing, "precision_prices", invented)
+    monkeypatch.setattr(flow, "time_all", timed)
+    monkeypatch.setattr(flow, "compare_outputs", compared)
+    monkeypatch.setattr(choosing, "compare_outputs", compared)
+    monkeypatch.setattr(frontier, "_ranked", ranked)
+
+
+@pytest.mark.usefixtures("traded")
+def test_of_two_choices_within_max_drop_the_faster_is_handed_out() -> None:
+    """By sensitivity the first convolution would stay in float (11 ms); the cut's frontier knows that leaving
+    the two others there is faster (5 ms).
+    """
+    result = fxcompress.optimize(
+        net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION, max_drop=0.7
+    )
+    candidates = {entry.name: entry for entry in result.report.candidates}
+    assert list(candidates) == [
+        "original",
+        "float",
+        "int8",
+        "int8 cut, 2 of 4 operators",
+        "int8, 1 layers in float",
+    ]
+    latencies = {name: entry.latency_ms for name, entry in candidates.items()}
+    assert latencies["int8 cut, 2 of 4 operators"] == pytest.approx(5e3)
+    assert latencies["int8, 1 layers in float"] == pytest.approx(11e3)
+    assert [name for name, entry in candidates.items() if entry.chosen] == ["int8 cut, 2 of 4 operators"]
+    assert candidates["int8"].reason == "loses 1.1 of its outputs' norm; max_drop is 0.7"
+    assert result.plan.precision == {
+        "conv2d": "int8",
+        "conv2d_1": "float",
+        "conv2d_2": "float",
+        "relu": "int8",
+    }
+    assert result.plan.quantization is not None
+    given_up = {item.node for item in result.plan.quantization.declined if item.reason == GIVEN_UP}
+    assert given_up == {"conv2d_1", "conv2d_2"}
+    assert any("2 operators stay in float that would be faster" in note for note in result.report.notes)
+
+
+@pytest.mark.usefixtures("traded")
+def test_the_report_shows_the_frontier_and_which_points_were_timed() -> None:
+    result = fxcompress.optimize(
+        net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION, max_drop=0.7
+    )
+    shown = [(point.operators, point.latency_ms, point.candidate) for point in result.report.frontier]
+    assert shown[:2] == [(4, 3.0, "int8"), (2, 5.0, "int8 cut, 2 of 4 operators")]
+    errors = [point.error for point in result.report.frontier]
+    assert errors == sorted(errors, reverse=True)
+    assert Report.from_dict(result.report.to_dict()).frontier == result.report.frontier
+
+
+@pytest.mark.usefixtures("traded")
+def test_where_the_fastest_keeps_the_bound_nothing_is_given_up() -> None:
+    result = fxcompress.optimize(
+        net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION, max_drop=1.2
+    )
+    assert [entry.name for entry in result.report.candidates] == ["original", "float", "int8"]
+    assert next(entry.name for entry in result.report.candidates if entry.chosen) == "int8"
 
 
 @pytest.mark.usefixtures("priced")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxcompress.api import quantizing
 from fxcompress.api.calibrating import measured_ranges
-from fxcompress.api.quantizing import Calibration, variants
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
 from fxcompress.graph.capture import capture
@@ -63,7 +63,8 @@ def quantized(model: nn.Module, batches: list[Tensor], **options: Any) -> tuple[
     """The float program, the full int8 variant, and the log of what was done."""
     program = Journal().apply_all(LOSSLESS, capture(model.eval(), (batches[0],)))
     journal = Journal()
-    made = variants(request_of(batches, **options), program, Calibration(batches, batches), journal)
+    calibration = quantizing.Calibration(batches, batches)
+    made = quantizing.quantized(request_of(batches, **options), program, calibration, journal).variants
     return program, made[0], journal
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxcompress.analysis.sensitivity import SAMPLES, Sensitivity, attribute, sensitivity
-from fxcompress.api.quantizing import Calibration, variants
+from fxcompress.api.quantizing import Calibration, quantized
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.errors import NotSupported
@@ -56,7 +56,7 @@ def attribution(
     journal = Journal(progress)
     start = journal.apply_all(request.recipe.before, program)
     deployed = journal.apply_all(request.recipe.after, start)
-    made = variants(request, deployed, Calibration(calibration, calibration), journal)
+    made = quantized(request, deployed, Calibration(calibration, calibration), journal).variants
     if not made or made[0].reference is None:
         raise NotSupported("nothing of this program can be quantized: there is no error to attribute")
     with journal.step("rank-layers"):

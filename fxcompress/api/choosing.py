@@ -11,7 +11,7 @@ import onnx
 from fxcompress.api.candidates import CARRIED, FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed
 from fxcompress.api.findings import compare_outputs
-from fxcompress.api.frontier import walk
+from fxcompress.api.frontier import Step, fastest_within, walk
 from fxcompress.api.proofs import prove_variant
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
@@ -78,22 +78,39 @@ class Choosing:
         return self.request.quantize is not None and self.request.quantize.precision == "full"
 
     def widened(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Return the candidates, and where all variants lose more than `max_drop`, one that does not."""
+        """Return the candidates, and where the fastest choice loses more than `max_drop`, those that do not.
+
+        Prices tell beforehand which is the fastest; where there are none, any variant within the bound will
+        do.
+        """
         bound, made = self.request.max_drop, self.made.variants
         if bound is None or not made or self.forced:
             return tuple(candidates)
-        by_name = {item.name: item for item in candidates}
-        if any(self._loss(candidates[0], by_name[variant.name]) <= bound for variant in made):
-            return tuple(candidates)
-        judge = (self._lowered, partial(self._loss, candidates[0]))
-        step = walk(made[0], self.made.samples, bound, self.journal, judge)
-        if step is None:
-            return tuple(candidates)
-        self.made = replace(self.made, variants=(*made, step.variant))
-        return (*candidates, step.candidate)
+        original, by_name = candidates[0], {item.name: item for item in candidates}
+        known: list[Step] = []
+        for variant in self._fastest_first():
+            known.append(Step(variant, by_name[variant.name], self._loss(original, by_name[variant.name])))
+            if known[-1].loss <= bound and (len(known) == 1 or not self.made.frontier):
+                return tuple(candidates)
+        judge = partial(self._judged, original)
+        found = [fastest_within(self.made.frontier, known, bound, judge)]
+        if all(step.loss > bound for step in known):
+            found.append(walk(made[0], self.made.samples, bound, self.journal, judge))
+        fresh = [step for step in found if step is not None and step not in known]
+        self.made = replace(self.made, variants=(*made, *(step.variant for step in fresh)))
+        return (*candidates, *(step.candidate for step in fresh))
 
-    def _lowered(self, variant: Variant) -> Candidate:
-        return lower_one(self.request, variant.name, variant.program, self.journal)
+    def _fastest_first(self) -> Sequence[Variant]:
+        """The variants; in front the one that the prices call fastest, where they call any."""
+        made = self.made.variants
+        if not self.made.frontier:
+            return made
+        return sorted(made, key=lambda item: item.name != self.made.frontier[0].variant)
+
+    def _judged(self, original: Candidate, variant: Variant) -> tuple[Candidate, float]:
+        candidate = lower_one(self.request, variant.name, variant.program, self.journal)
+        with self.journal.step(f"judge-{variant.name}"):
+            return candidate, self._loss(original, candidate)
 
     def _loss(self, original: Candidate, item: Candidate) -> float:
         """What a candidate loses of the metric, or the relative error of its outputs."""

@@ -15,10 +15,10 @@ from fxcompress.analysis.saliency import unspoken
 from fxcompress.api.carried import carried_notes, carried_plan
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import plan_removal
-from fxcompress.api.quantizing import Calibration, variants
+from fxcompress.api.quantizing import Calibration, quantized
 from fxcompress.api.request import Request, refuse_idle_patterns
 from fxcompress.api.thinning import shortened, sparsified
-from fxcompress.api.variant import Batch, Variant
+from fxcompress.api.variant import Batch, Tradeoff, Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
@@ -45,7 +45,8 @@ class Compressed:
 
     `analysis` is of what pruning works on, the original with its over-tied widths loosened. `trainable` is
     the original itself where nothing is pruned, `deployed` is folded, `variants` are what quantization made
-    of it. `carried` is the quantization that the model came with.
+    of it, `frontier` what it can make where those lose too much. `carried` is the quantization that the model
+    came with.
     """
 
     original: Program
@@ -59,6 +60,7 @@ class Compressed:
     notes: tuple[str, ...]
     latency_budget: LatencyBudget | None = None
     carried: QuantizationPlan | None = None
+    frontier: tuple[Tradeoff, ...] = ()
 
     def variant(self, name: str) -> Variant | None:
         """The variant of that name, None for the original and the float program."""
@@ -92,8 +94,8 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     trainable, zeroed = sparsified(request, pruned.program, journal)
     deployed = journal.apply_all(request.recipe.after, trainable)
     refuse_idle_patterns(request, (original, deployed))
-    made = variants(request, deployed, calibration, journal)
-    nothing = request.quantize is not None and not made
+    made = quantized(request, deployed, calibration, journal)
+    nothing = request.quantize is not None and not made.variants
     carried = carried_plan(deployed, request.target)
     notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, nothing))
     return Compressed(
@@ -101,13 +103,14 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         pruned.analysis,
         trainable,
         deployed,
-        made,
+        made.variants,
         pruned.plan,
         samples,
         (*proofs, *pruned.proofs),
         (*notes, *carried_notes(carried)),
         pruned.latency,
         carried,
+        made.frontier,
     )
 
 

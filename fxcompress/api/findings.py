@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from fxcompress.report.report import (
 )
 from fxcompress.report.report import (
     DeclinedSite,
+    FrontierPoint,
     Interval,
     LayerNoise,
     Operators,
@@ -150,6 +151,7 @@ def report_of(
         proofs=findings.proofs,
         operators=_operators(request, winner, made),
         latency_budget=made.latency_budget,
+        frontier=tuple(_frontier(made)),
         sensitivity=findings.noise,
         settings=request.settings,
         seconds=findings.seconds,
@@ -183,6 +185,14 @@ def _candidate(item: Candidate, findings: Findings) -> CandidateEntry:
         chosen=item.name == findings.choice.winner,
         reason=findings.choice.reasons[item.name],
     )
+
+
+def _frontier(made: Compressed) -> Iterator[FrontierPoint]:
+    """The points of the cut's frontier; each names the variant of this choice, if one was made."""
+    for point in made.frontier:
+        variant = made.variant(point.variant)
+        name = None if variant is None else variant.name
+        yield FrontierPoint(len(point.operators), point.ms, point.error, name)
 
 
 def _operators(request: Request, winner: Candidate, made: Compressed) -> Operators | None:

@@ -1,9 +1,15 @@
-"""`max_drop` walked: as many layers in integers as the bound allows, the ones that hurt most left in float.
+"""`max_drop` walked, in two ways, of which the faster result is handed out: whatever they find is timed.
 
-The layers of the int8 variant are ranked by what each alone does to the outputs. Where none of the variants
-keeps within `max_drop`, the worst one layer, two, four, ... are left in float until one does, and the count
-is then searched by halves, so that no more is given up than needed: about `2 log2(layers)` files are made and
-judged. What was given up is said in the notes of the variant and, layer by layer, in its plan.
+Along the frontier of the cut (:func:`fastest_within`): its points go from the fastest to the most accurate,
+and the first that keeps within `max_drop` is searched by halves. Prices know what every operator saves, and
+only roughly what it does to the outputs.
+
+By sensitivity (:func:`walk`), where none of the variants keeps the bound: the layers of the int8 variant are
+ranked by what each alone does to the outputs. The worst one layer, two, four, ... are left in float until the
+bound holds, and the count is then searched by halves, so that no more is given up than needed: about
+`2 log2(layers)` files are made and judged. That knows what hurts, and not what it costs.
+
+What was given up is said in the notes of the variant and, operator by operator, in its plan.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from fxcompress.analysis.sensitivity import LayerError, attribute
 from fxcompress.api.candidates import Candidate
-from fxcompress.api.variant import Batch, Variant
+from fxcompress.api.variant import Batch, Tradeoff, Variant
 from fxcompress.graph.program import Program
 from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization import gate_name
@@ -23,8 +29,8 @@ NAMED = 6
 """Layers that a note names."""
 GIVEN_UP = "left in float: the outputs would lose more than max_drop"
 
-Lower = Callable[[Variant], Candidate]
-Loss = Callable[[Candidate], float]
+Judge = Callable[[Variant], tuple[Candidate, float]]
+"""A variant lowered, and what it loses."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,48 @@ class Step:
     loss: float
 
 
+def fastest_within(
+    points: Sequence[Tradeoff], known: Sequence[Step], max_drop: float, judge: Judge
+) -> Step | None:
+    """Return the fastest point of the frontier that loses at most `max_drop`; None where only float does.
+
+    Args:
+        points: from the fastest to the most accurate.
+        known: variants that were judged before; their points are not made again.
+        max_drop: the bound.
+        judge: how a variant becomes a candidate, and what that loses.
+    """
+    best: Step | None = None
+    low, high = 0, len(points)  # the points before `low` lose too much, those from `high` do not
+    while low < high:
+        middle = (low + high) // 2
+        step = _at(points[middle], points[0], known, judge)
+        if step is not None and step.loss > max_drop:
+            low = middle + 1
+        else:
+            best, high = step, middle
+    return best
+
+
+def _at(point: Tradeoff, fastest: Tradeoff, known: Sequence[Step], judge: Judge) -> Step | None:
+    """Make a point and judge it; None where nothing of it is in integers."""
+    for step in known:
+        if step.variant.name == point.variant:
+            return step
+    plan = point.plan()
+    if not plan.kernels:
+        return None
+    made = point.make(plan)
+    note = (
+        f"to keep within max_drop, {len(fastest.operators - point.operators)} operators stay in float that "
+        f"would be faster in integers: predicted {point.ms:.3g} ms, for the fastest cut {fastest.ms:.3g}"
+    )
+    named = replace(made, notes=(*made.notes, note))
+    return Step(named, *judge(named))
+
+
 def walk(
-    full: Variant, samples: Sequence[Batch], max_drop: float, journal: Journal, judge: tuple[Lower, Loss]
+    full: Variant, samples: Sequence[Batch], max_drop: float, journal: Journal, judge: Judge
 ) -> Step | None:
     """Return the variant with the fewest layers in float that loses at most `max_drop`.
 
@@ -46,7 +92,7 @@ def walk(
         samples: flat calibration inputs that layers are ranked on.
         max_drop: the bound.
         journal: the log.
-        judge: how a variant becomes a candidate, and what a candidate loses.
+        judge: how a variant becomes a candidate, and what that loses.
     """
     if full.without is None or full.reference is None or not samples:
         return None
@@ -56,7 +102,7 @@ def walk(
     low, high, tried = 0, len(ranked), 1  # `low` layers in float lose too much, `high` do not
     while low + 1 < high:
         count = tried if best is None and tried < high else (low + high) // 2
-        step = _leaving(full, ranked[:count], len(ranked), journal, judge)
+        step = _leaving(full, ranked[:count], len(ranked), judge)
         if step is not None and step.loss > max_drop:
             low, tried = count, 2 * tried
         else:
@@ -78,15 +124,8 @@ def _ranked(full: Variant, reference: Program, samples: Sequence[Batch]) -> list
     return list(ranked.values())
 
 
-def _leaving(
-    full: Variant,
-    layers: Sequence[LayerError],
-    among: int,
-    journal: Journal,
-    judge: tuple[Lower, Loss],
-) -> Step | None:
+def _leaving(full: Variant, layers: Sequence[LayerError], among: int, judge: Judge) -> Step | None:
     """Make the variant without some layers and judge it; None where nothing is left in integers."""
-    lower, loss = judge
     assert full.without is not None
     made = full.without(frozenset(layer.node for layer in layers))
     if made is None:
@@ -95,6 +134,4 @@ def _leaving(
     more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
     note = f"to keep within max_drop, {len(layers)} of {among} layers stay in float: {places}{more}"
     named = replace(made, name=f"{full.name}, {len(layers)} layers in float", notes=(*made.notes, note))
-    candidate = lower(named)
-    with journal.step(f"judge-{named.name}"):
-        return Step(named, candidate, loss(candidate))
+    return Step(named, *judge(named))

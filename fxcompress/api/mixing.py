@@ -3,6 +3,7 @@
 Prices are additive, and a network is not quite: where the sum says that two choices take about as long, only
 timing both tells. So up to `MOST` cuts are handed on: the one that the prices call fastest, one that finds
 conversions dearer (they also spoil what lies around them), and one that gives up a little time for accuracy.
+The whole frontier goes along: `max_drop` walks it.
 """
 
 from __future__ import annotations
@@ -54,12 +55,17 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixes:
-    """The choices to try, and what the prices say of float and of int8 wherever it can be."""
+    """The choices to try, and what the prices say of float and of int8 wherever it can be.
+
+    `everything` are the operators of the latter; `frontier` goes from the fastest cut to the most accurate.
+    """
 
     found: tuple[Mix, ...]
     floats: Mixture
     full: Mixture
     notes: tuple[str, ...] = ()
+    everything: frozenset[str] = frozenset()
+    frontier: tuple[Mix, ...] = ()
 
 
 def mixes(
@@ -95,7 +101,8 @@ def mixes(
 def _chosen(prices: PrecisionPrices, notes: tuple[str, ...]) -> Mixes:
     fastest = mixture(prices, cut(prices))
     fewer = mixture(prices, cut(prices.scaled(DEARER)))
-    patient = [item for item in frontier(prices) if item.ms <= PATIENCE * fastest.ms]
+    points = frontier(prices)
+    patient = [item for item in points if item.ms <= PATIENCE * fastest.ms]
     finer = min(patient, key=lambda item: item.error, default=fastest)
     everything = {vertex.name for vertex in prices.vertices if vertex.int8_ms < float("inf")}
     full = mixture(prices, everything)
@@ -106,7 +113,14 @@ def _chosen(prices: PrecisionPrices, notes: tuple[str, ...]) -> Mixes:
         if item.integers and (_worthwhile(item, full) or (item is fastest and item.integers != everything)):
             operators = prices.operators(item.integers)
             found.setdefault(operators, Mix(name, operators, item))
-    return Mixes(tuple(found.values())[:MOST], mixture(prices, set()), full, notes)
+    able = prices.operators(everything)
+    walked = tuple(_point(prices.operators(item.integers), able, item) for item in points)
+    return Mixes(tuple(found.values())[:MOST], mixture(prices, set()), full, notes, able, walked)
+
+
+def _point(operators: frozenset[str], able: frozenset[str], item: Mixture) -> Mix:
+    """A point of the frontier under a name of its own."""
+    return Mix(f"int8 cut, {len(operators)} of {len(able)} operators", operators, item)
 
 
 def _worthwhile(item: Mixture, full: Mixture) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from fxcompress.api.calibrating import measured_ranges
 from fxcompress.api.frontier import GIVEN_UP
-from fxcompress.api.mixing import mixes
+from fxcompress.api.mixing import Mix, Mixes, mixes
 from fxcompress.api.preparing import prepare, refine
 from fxcompress.api.quantizing_modes import mode_variants
 from fxcompress.api.request import Request
-from fxcompress.api.variant import Variant
+from fxcompress.api.variant import Quantized, Tradeoff, Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.program import Program
 from fxcompress.numerics.ranges import Range
@@ -23,12 +24,11 @@ from fxcompress.passes.pool_globally import PoolGlobally
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal, Stage
 from fxcompress.plan.quantization import (
+    QuantizationPlan,
     Quantize,
     plan_quantization,
     tensors_of_any_choice,
 )
-
-__all__ = ["Calibration", "Variant", "variants"]
 
 INTEGER_FORMS: tuple[Stage, ...] = (PoolGlobally(), GatherShuffles(), ConvolveNorms())
 """What a program to quantize goes through: operators in the form that integer kernels exist for."""
@@ -50,73 +50,110 @@ class Calibration:
     again: Iterable[Any]
 
 
-def variants(
+def quantized(
     request: Request, deployed: Program, calibration: Calibration | None, journal: Journal
-) -> tuple[Variant, ...]:
+) -> Quantized:
     """The programs to try instead of `deployed`; none where nothing can be quantized.
 
     Raises:
         InputError: the calibration data is empty or does not fit the model.
     """
     if request.quantize is None:
-        return ()
+        return Quantized()
     if request.quantize.mode != "int8" or calibration is None:
         again = None if calibration is None else calibration.again
-        return mode_variants(request, deployed, again, journal)
+        return Quantized(mode_variants(request, deployed, again, journal))
     if next(iter(calibration.again), None) is None:
         raise InputError("the calibration data is empty", hint="pass an iterable with at least one batch")
     formed = journal.apply_all(INTEGER_FORMS, deployed)
     prepared = prepare(request, formed, calibration.again, journal)
-    drafts = _drafts(request, prepared, calibration, journal)
-    return tuple(refine(request, prepared, draft, calibration.again, journal) for draft in drafts)
+    return _Drafts(request, prepared, calibration, journal).quantized()
 
 
-def _drafts(
-    request: Request, prepared: Program, calibration: Calibration, journal: Journal
-) -> Iterator[Variant]:
-    """Everything in int8 first, then mixtures of float and int8 that are none of those before."""
-    options = request.quantize or Quantize()
-    mixed = options.precision == "auto" and request.target.timed
-    with journal.step("calibrate"):
-        # Even where everything runs in int8: what is never reached is spared, and then others are quantized.
-        observed = tensors_of_any_choice(prepared, request.target, options)
-        ranges = measured_ranges(request, prepared, calibration.everything, calibration.again, observed)
-    with journal.step("plan-quantization"):
-        plan = plan_quantization(prepared, ranges, request.target, options)
-    quantized = journal.apply(QuantizeTensors(plan), prepared)
-    if not plan.kernels:
-        return
-    without = partial(_without, request, prepared, ranges, calibration, journal)
-    yield Variant(FULL, quantized, plan, reference=prepared, without=without)
-    if not mixed:
-        return
-    known = [plan.kernels]
-    chosen = mixes(request, prepared, ranges, prepared.flat_example(), journal)
-    for mix in chosen.found:
-        with journal.step("plan-quantization"):
-            plan = plan_quantization(prepared, ranges, request.target, options, integers=mix.operators)
-        if plan.kernels and plan.kernels not in known:
-            known.append(plan.kernels)
-            mixture = journal.apply(QuantizeTensors(plan), prepared)
-            yield Variant(mix.name, mixture, plan, chosen.notes, reference=prepared)
+@dataclass(frozen=True)
+class _Drafts:
+    """Plans over the prepared program, and the programs that they make of it."""
+
+    request: Request
+    prepared: Program
+    calibration: Calibration
+    journal: Journal
+
+    @property
+    def options(self) -> Quantize:
+        """What the user asked for."""
+        return self.request.quantize or Quantize()
+
+    @cached_property
+    def ranges(self) -> Mapping[str, Range]:
+        """Of every tensor that some plan may quantize: what is never reached is spared, and then others
+        are quantized, even where everything runs in int8.
+        """
+        request, data = self.request, self.calibration
+        with self.journal.step("calibrate"):
+            observed = tensors_of_any_choice(self.prepared, request.target, self.options)
+            return measured_ranges(request, self.prepared, data.everything, data.again, observed)
+
+    def quantized(self) -> Quantized:
+        """Everything in int8 first, then mixtures of float and int8 that are none of those before."""
+        full = self.planned(self.options)
+        if not full.kernels:
+            self.journal.apply(QuantizeTensors(full), self.prepared)  # which says why
+            return Quantized()
+        made = [replace(self.made(FULL, full), without=self.without)]
+        if self.options.precision != "auto" or not self.request.target.timed:
+            return Quantized(tuple(made))
+        chosen = mixes(self.request, self.prepared, self.ranges, self.prepared.flat_example(), self.journal)
+        names = {chosen.everything: FULL}
+        for mix in chosen.found:
+            plan = self.planned(self.options, mix.operators)
+            same = next((item.name for item in made if item.plan and item.plan.kernels == plan.kernels), None)
+            if plan.kernels and same is None:
+                made.append(self.made(mix.name, plan, chosen.notes))
+            names[mix.operators] = same or mix.name
+        return Quantized(tuple(made), self.frontier(chosen, names))
+
+    def planned(self, options: Quantize, integers: frozenset[str] | None = None) -> QuantizationPlan:
+        """Decide; `integers` are the operators in int8 where prices chose them."""
+        with self.journal.step("plan-quantization"):
+            return plan_quantization(
+                self.prepared, self.ranges, self.request.target, options, integers=integers
+            )
+
+    def made(self, name: str, plan: QuantizationPlan, notes: tuple[str, ...] = ()) -> Variant:
+        """Quantize by a plan and refine what comes out."""
+        program = self.journal.apply(QuantizeTensors(plan), self.prepared)
+        draft = Variant(name, program, plan, notes, reference=self.prepared)
+        return refine(self.request, self.prepared, draft, self.calibration.again, self.journal)
+
+    def without(self, operators: frozenset[str]) -> Variant | None:
+        """Everything in int8 except some operators; None where nothing is left."""
+        spared = replace(self.options, exclude=(*self.options.exclude, *sorted(operators)))
+        plan = self.planned(spared)
+        return self.made(FULL, _giving_up(plan, operators)) if plan.kernels else None
+
+    def frontier(self, chosen: Mixes, names: Mapping[frozenset[str], str]) -> tuple[Tradeoff, ...]:
+        """The points of the cut's frontier, to be made where the fastest loses too much; `names` are those
+        of variants that were made.
+        """
+        fastest = chosen.frontier[0].operators if chosen.frontier else frozenset()
+        return tuple(
+            Tradeoff(
+                names.get(mix.operators, mix.name),
+                mix.operators,
+                mix.mixture.ms,
+                math.sqrt(mix.mixture.error),
+                partial(self._point, mix, fastest - mix.operators),
+                partial(self.made, mix.name, notes=chosen.notes),
+            )
+            for mix in chosen.frontier
+        )
+
+    def _point(self, mix: Mix, given_up: frozenset[str]) -> QuantizationPlan:
+        return _giving_up(self.planned(self.options, mix.operators), given_up)
 
 
-def _without(
-    request: Request,
-    prepared: Program,
-    ranges: Mapping[str, Range],
-    calibration: Calibration,
-    journal: Journal,
-    operators: frozenset[str],
-) -> Variant | None:
-    """Everything in int8 except some operators; None where nothing is left."""
-    options = request.quantize or Quantize()
-    spared = replace(options, exclude=(*options.exclude, *sorted(operators)))
-    plan = plan_quantization(prepared, ranges, request.target, spared)
-    if not plan.kernels:
-        return None
+def _giving_up(plan: QuantizationPlan, operators: frozenset[str]) -> QuantizationPlan:
+    """The plan that says of these operators that they are in float for the sake of `max_drop`."""
     said = tuple(replace(item, reason=GIVEN_UP) if item.node in operators else item for item in plan.declined)
-    plan = replace(plan, declined=said)
-    quantized = journal.apply(QuantizeTensors(plan), prepared)
-    draft = Variant(FULL, quantized, plan, reference=prepared)
-    return refine(request, prepared, draft, calibration.again, journal)
+    return replace(plan, declined=said)

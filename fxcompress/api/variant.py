@@ -1,4 +1,4 @@
-"""A way to run the deployed program in fewer bits: made by `api/quantizing.py`, a candidate once lowered."""
+"""Ways to run the deployed program in fewer bits: made by `api/quantizing.py`, candidates once lowered."""
 
 from __future__ import annotations
 
@@ -42,3 +42,32 @@ class Variant:
     prove: Prover | None = None
     reference: Program | None = None
     without: Callable[[frozenset[str]], Variant | None] | None = None
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """A point of the latency-accuracy frontier of the cut that is made where the points before lose too much.
+
+    Args:
+        variant: the name of the variant of this choice: one that was made anyway, or is made when asked for.
+        operators: node names of the operators in int8.
+        ms: predicted milliseconds of the operators that have prices.
+        error: predicted relative error, from the noise of each operator alone: only its order means much.
+        plan: decides the schemes.
+        make: makes the variant of that plan.
+    """
+
+    variant: str
+    operators: frozenset[str]
+    ms: float
+    error: float
+    plan: Callable[[], QuantizationPlan]
+    make: Callable[[QuantizationPlan], Variant]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The variants to try, and the frontier of the cut, from the fastest point to the most accurate."""
+
+    variants: tuple[Variant, ...] = ()
+    frontier: tuple[Tradeoff, ...] = ()

@@ -131,6 +131,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """A point of the latency-accuracy frontier of the precision cut, as prices predict it.
+
+    Attributes:
+        operators: how many are in integers.
+        latency_ms: of the operators that have a price: the order of the points, not a model's latency.
+        error: relative, from the noise of each operator alone.
+        candidate: the one that was made of this choice, None where none was.
+    """
+
+    operators: int
+    latency_ms: float
+    error: float
+    candidate: str | None = None
+
+
+@dataclass(frozen=True)
 class Proof:
     """An oracle that ran: what it compared, the largest error it saw, the bound it had to stay under."""
 
@@ -199,6 +216,7 @@ class Report:
         before: the unmodified model's float ONNX.
         after: the result.
         latency_ratio: latency after over before, from one alternated run.
+        frontier: the choices of precision that prices call best, from the fastest to the most accurate.
         sensitivity: the layers of the chosen quantized model, the ones that hurt most first.
         settings: the arguments that shaped the result (prune, quantize, target, threads, batch, opset, ...).
         seconds: wall time of the whole call.
@@ -216,6 +234,7 @@ class Report:
     proofs: tuple[Proof, ...] = ()
     operators: Operators | None = None
     latency_budget: LatencyBudget | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
     sensitivity: tuple[LayerNoise, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
@@ -254,6 +273,7 @@ class Report:
             proofs=tuple(_build(Proof, entry) for entry in data.get("proofs", ())),
             operators=_optional(Operators, data.get("operators")),
             latency_budget=_latency_budget(data.get("latency_budget")),
+            frontier=tuple(_build(FrontierPoint, entry) for entry in data.get("frontier", ())),
             sensitivity=tuple(_build(LayerNoise, entry) for entry in data.get("sensitivity", ())),
             settings=dict(data.get("settings", {})),
             seconds=data.get("seconds"),

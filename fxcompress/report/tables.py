@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fxcompress.report import units
-from fxcompress.report.report import DeclinedSite, FrozenEntry, LayerNoise, Prunability, Report, Side
+from fxcompress.report.report import (
+    DeclinedSite,
+    FrontierPoint,
+    FrozenEntry,
+    LayerNoise,
+    Prunability,
+    Report,
+    Side,
+)
 
 MAX_ROWS = 20
 WORST = 8
@@ -27,6 +35,8 @@ def overview(report: Report) -> RenderableType:
     parts: list[RenderableType] = [summary(report), passes(report)]
     if len(report.candidates) > 1:
         parts.append(candidates(report))
+    if len(report.frontier) > 1:
+        parts.append(frontier(report.frontier))
     if report.sensitivity:
         parts.append(sensitivity(report.sensitivity))
     if report.proofs:
@@ -214,6 +224,20 @@ def candidates(report: Report) -> Table:
         error = units.ABSENT if entry.error is None else units.significant(entry.error)
         size = units.size(entry.bytes)
         made.add_row(name, units.milliseconds(entry.latency_ms), size, error, metric, entry.reason)
+    return made
+
+
+def frontier(points: Sequence[FrontierPoint]) -> Table:
+    """The choices of precision between the fastest and the most accurate, as prices predict them."""
+    right = ("in integers", "priced", "noise")
+    made = table("Frontier of precision, predicted", *right, "timed as", right=right)
+    for point in points:
+        made.add_row(
+            str(point.operators),
+            units.milliseconds(point.latency_ms),
+            units.significant(point.error),
+            point.candidate or "",
+        )
     return made
 
 
