@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxcompress
-from fxcompress.analysis.sensitivity import LayerError, Sensitivity, attribute
+from fxcompress.analysis.sensitivity import LayerError, attribute
 from fxcompress.api import frontier
 from fxcompress.api.frontier import Step, fastest_within, walk
 from fxcompress.api.variant import Tradeoff, Variant
 from fxcompress.errors import BudgetError, InputError
-from fxcompress.pipeline import Journal
 from tests.plan.quantized import quantized
 
 
@@ -108,10 +106,9 @@ class Judged:
 
 
 @pytest.mark.parametrize("needed", range(1, 9))
-def test_the_walk_gives_up_no_more_than_needed(needed: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_walk_gives_up_no_more_than_needed(needed: int):
     names = [f"layer{index}" for index in range(8)]
     rows = tuple(LayerError(name, name, 30.0, 30.0, 1.0) for name in names)
-    monkeypatch.setattr(frontier, "attribute", lambda *_, **__: Sensitivity(rows, 1.0, 4))
     judged: list[int] = []
 
     def without(operators: frozenset[str]) -> Variant | None:
@@ -125,10 +122,8 @@ def test_the_walk_gives_up_no_more_than_needed(needed: int, monkeypatch: pytest.
     def judge(made: Variant) -> tuple[Judged, float]:
         return Judged(made.program), loss(Judged(made.program))  # type: ignore[arg-type]
 
-    known = SimpleNamespace(graph=SimpleNamespace(nodes=[SimpleNamespace(name=name) for name in names]))
-    full = Variant("int8", object(), reference=known, without=without)  # type: ignore[arg-type]
-    samples: Sequence[list[Tensor]] = [[torch.zeros(1)]]
-    step = walk(full, samples, 0.5, Journal(None), judge)
+    full = Variant("int8", object(), without=without)  # type: ignore[arg-type]
+    step = walk(full, rows, 0.5, judge)
     if needed == 8:
         assert step is None
     else:
@@ -231,7 +226,8 @@ def test_layers_are_given_up_under_names_of_the_float_program(fragile: nn.Module
     samples = [[image] for image in IMAGES]
     raw = [layer.node for layer in attribute(before, after, samples).layers]
     assert any(name.endswith("_gate") for name in raw), "gates are tensors of the quantized program"
-    names = [layer.node for layer in frontier._ranked(Variant("int8", after, plan), before, samples)]
+    full = Variant("int8", after, plan, reference=before, without=lambda _: None)
+    names = [layer.node for layer in frontier.ranked_layers(full, samples)]
     known = {node.name for node in before.graph.nodes}
     assert {"conv2d", "conv2d_1", "conv2d_2", "conv2d_3"} <= set(names) <= known
     assert len(names) == len(set(names))

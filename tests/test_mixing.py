@@ -11,7 +11,7 @@ from torch import nn
 import fxcompress
 from fxcompress.analysis.precision_prices import Crossing, PrecisionPrices, Vertex
 from fxcompress.analysis.sensitivity import LayerError
-from fxcompress.api import choosing, flow, frontier, mixing
+from fxcompress.api import choosing, flow, mixing
 from fxcompress.api.frontier import GIVEN_UP
 from fxcompress.api.mixing import MOST, _chosen
 from fxcompress.errors import ProofError
@@ -156,7 +156,7 @@ def traded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "time_all", timed)
     monkeypatch.setattr(flow, "compare_outputs", compared)
     monkeypatch.setattr(choosing, "compare_outputs", compared)
-    monkeypatch.setattr(frontier, "_ranked", ranked)
+    monkeypatch.setattr(choosing, "ranked_layers", ranked)
 
 
 @pytest.mark.usefixtures("traded")

@@ -120,6 +120,23 @@ class PrecisionPrices:
             name for vertex in self.vertices if vertex.name in integers for name in vertex.operators
         )
 
+    def with_errors(self, errors: Mapping[str, float]) -> PrecisionPrices:
+        """The same times with other errors, by operator.
+
+        Vertices of which no operator is named keep theirs, in the proportion that the named ones change in.
+        """
+        named = {
+            vertex.name: math.fsum(errors.get(name, 0.0) for name in vertex.operators)
+            for vertex in self.vertices
+            if not errors.keys().isdisjoint(vertex.operators)
+        }
+        before = self.error(named.keys())
+        scale = math.fsum(named.values()) / before if before else 1.0
+        vertices = (
+            replace(vertex, error=named.get(vertex.name, scale * vertex.error)) for vertex in self.vertices
+        )
+        return replace(self, vertices=tuple(vertices))
+
     def scaled(self, conversions: float) -> PrecisionPrices:
         """Prices at which every conversion costs that many times as much."""
         crossings = tuple(

@@ -247,7 +247,7 @@ class _Switched(Executor):
         stored = node.args[0]
         assert isinstance(stored, fx.Node)
         if stored.op != "get_attr":
-            return self.env[stored]
+            return _reread(self.env[stored], _quantize_of(stored).args[1:], node.args[1:])
         known = self.stored.get(float_name(str(stored.target)))
         return known if known is not None else Executor.run_node(self, node)
 
@@ -277,11 +277,7 @@ class _Switched(Executor):
                 return values[node]
             args = [self._attribute(arg) for arg in node.args]
             return node.target(*args)  # type: ignore[operator]
-        pair = stored
-        while pair.target is not QUANTIZE:
-            pair = pair.all_input_nodes[0]
-        scheme = pair.args[1:]
-        return BY_TENSOR(QUANTIZE(values[stored], *scheme), *scheme)
+        return BY_TENSOR(QUANTIZE(values[stored], *_quantize_of(stored).args[1:]), *node.args[1:])
 
     def _attribute(self, arg: Any) -> Any:
         return self.fetch_attr(str(arg.target)) if isinstance(arg, fx.Node) else arg
@@ -309,6 +305,24 @@ class _Compared(Executor):
             sums, exact = self.wanted[node]
             sums.add(value, exact)
         return value
+
+
+def _quantize_of(node: fx.Node) -> fx.Node:
+    """The quantization that integers come from, through layout."""
+    while node.target is not QUANTIZE:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _reread(value: Tensor, written: Sequence[Any], read: Sequence[Any]) -> Tensor:
+    """What integers mean that are read by another scheme than they were written by, without the rounding.
+
+    That is a scale, a shift and clamping: a hard sigmoid (`plan/quantization.py`).
+    """
+    if tuple(written[:2]) == tuple(read[:2]):
+        return value
+    (scale, zero, low, high), (read_scale, read_zero) = written[:4], read[:2]
+    return ((value / scale + zero).clamp(low, high) - read_zero) * read_scale
 
 
 def is_layer(node: fx.Node) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx
 
+from fxcompress.analysis.sensitivity import LayerError
 from fxcompress.api.candidates import CARRIED, FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed
 from fxcompress.api.findings import compare_outputs
-from fxcompress.api.frontier import Step, fastest_within, walk
+from fxcompress.api.frontier import Step, fastest_within, ranked_layers, walk
 from fxcompress.api.proofs import prove_variant
 from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
@@ -92,13 +94,26 @@ class Choosing:
             known.append(Step(variant, by_name[variant.name], self._loss(original, by_name[variant.name])))
             if known[-1].loss <= bound and (len(known) == 1 or not self.made.frontier):
                 return tuple(candidates)
+        with self.journal.step("rank-layers"):
+            ranked = ranked_layers(made[0], self.made.samples)
+        self._reweigh(ranked)
         judge = partial(self._judged, original)
         found = [fastest_within(self.made.frontier, known, bound, judge)]
         if all(step.loss > bound for step in known):
-            found.append(walk(made[0], self.made.samples, bound, self.journal, judge))
+            found.append(walk(made[0], ranked, bound, judge))
         fresh = [step for step in found if step is not None and step not in known]
-        self.made = replace(self.made, variants=(*made, *(step.variant for step in fresh)))
+        variants = (*made, *(step.variant for step in fresh))
+        self.made = replace(self.made, quantized=replace(self.made.quantized, variants=variants))
         return (*candidates, *(step.candidate for step in fresh))
+
+    def _reweigh(self, ranked: Sequence[LayerError]) -> None:
+        """Draw the frontier anew with what each layer alone was seen to do to the outputs."""
+        quantized = self.made.quantized
+        alone = {layer.node: layer.alone for layer in ranked if layer.alone is not None}
+        errors = {name: error**2 for name, error in alone.items() if math.isfinite(error)}
+        if quantized.reweighed is not None and errors:
+            drawn = replace(quantized, frontier=quantized.reweighed(errors))
+            self.made = replace(self.made, quantized=drawn)
 
     def _fastest_first(self) -> Sequence[Variant]:
         """The variants; in front the one that the prices call fastest, where they call any."""

@@ -18,7 +18,7 @@ from fxcompress.api.latency import plan_removal
 from fxcompress.api.quantizing import Calibration, quantized
 from fxcompress.api.request import Request, refuse_idle_patterns
 from fxcompress.api.thinning import shortened, sparsified
-from fxcompress.api.variant import Batch, Tradeoff, Variant
+from fxcompress.api.variant import Batch, Quantized, Tradeoff, Variant
 from fxcompress.errors import InputError
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
@@ -44,8 +44,8 @@ class Compressed:
     """The programs on the way, and the decisions between them.
 
     `analysis` is of what pruning works on, the original with its over-tied widths loosened. `trainable` is
-    the original itself where nothing is pruned, `deployed` is folded, `variants` are what quantization made
-    of it, `frontier` what it can make where those lose too much. `carried` is the quantization that the model
+    the original itself where nothing is pruned, `deployed` is folded, `quantized` is what was made
+    of it in fewer bits. `carried` is the quantization that the model
     came with.
     """
 
@@ -53,14 +53,23 @@ class Compressed:
     analysis: Analysis
     trainable: Program
     deployed: Program
-    variants: tuple[Variant, ...]
+    quantized: Quantized
     pruning: PruningPlan | None
     samples: tuple[Batch, ...]
     proofs: tuple[Proof, ...]
     notes: tuple[str, ...]
     latency_budget: LatencyBudget | None = None
     carried: QuantizationPlan | None = None
-    frontier: tuple[Tradeoff, ...] = ()
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The programs in fewer bits."""
+        return self.quantized.variants
+
+    @property
+    def frontier(self) -> tuple[Tradeoff, ...]:
+        """What can be made beside them, from the fastest to the most accurate."""
+        return self.quantized.frontier
 
     def variant(self, name: str) -> Variant | None:
         """The variant of that name, None for the original and the float program."""
@@ -103,14 +112,13 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
         pruned.analysis,
         trainable,
         deployed,
-        made.variants,
+        made,
         pruned.plan,
         samples,
         (*proofs, *pruned.proofs),
         (*notes, *carried_notes(carried)),
         pruned.latency,
         carried,
-        made.frontier,
     )
 
 

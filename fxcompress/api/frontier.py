@@ -1,13 +1,13 @@
 """`max_drop` walked, in two ways, of which the faster result is handed out: whatever they find is timed.
 
 Along the frontier of the cut (:func:`fastest_within`): its points go from the fastest to the most accurate,
-and the first that keeps within `max_drop` is searched by halves. Prices know what every operator saves, and
-only roughly what it does to the outputs.
+and the first that keeps within `max_drop` is searched by halves. What an operator saves is its price, what it
+costs is what its layer alone does to the outputs.
 
-By sensitivity (:func:`walk`), where none of the variants keeps the bound: the layers of the int8 variant are
-ranked by what each alone does to the outputs. The worst one layer, two, four, ... are left in float until the
-bound holds, and the count is then searched by halves, so that no more is given up than needed: about
-`2 log2(layers)` files are made and judged. That knows what hurts, and not what it costs.
+By layers (:func:`walk`), where none of the variants keeps the bound: the worst one layer, two, four, ... of
+the int8 variant are left in float until the bound holds, and the count is then searched by halves, so that no
+more is given up than needed: about `2 log2(layers)` files are made and judged. That knows what hurts, and not
+what it saves; it needs no prices, which are of this machine.
 
 What was given up is said in the notes of the variant and, operator by operator, in its plan.
 """
@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from fxcompress.analysis.sensitivity import LayerError, attribute
 from fxcompress.api.candidates import Candidate
 from fxcompress.api.variant import Batch, Tradeoff, Variant
-from fxcompress.graph.program import Program
-from fxcompress.pipeline import Journal
 from fxcompress.plan.quantization import gate_name
 
 RANKING_SAMPLES = 4
@@ -40,6 +38,22 @@ class Step:
     variant: Variant
     candidate: Candidate
     loss: float
+
+
+def ranked_layers(full: Variant, samples: Sequence[Batch]) -> list[LayerError]:
+    """The layers that can be left in float, the worst first, under their names in the float program.
+
+    The gate of a self-gated activation is a tensor of its own in the quantized program alone.
+    """
+    if full.without is None or full.reference is None or not samples:
+        return []
+    known = {node.name: node.name for node in full.reference.graph.nodes}
+    known |= {gate_name(name): name for name in known}
+    ranked: dict[str, LayerError] = {}
+    for layer in attribute(full.reference, full.program, samples, samples=RANKING_SAMPLES).layers:
+        if layer.node in known:
+            ranked.setdefault(known[layer.node], replace(layer, node=known[layer.node]))
+    return list(ranked.values())
 
 
 def fastest_within(
@@ -82,22 +96,15 @@ def _at(point: Tradeoff, fastest: Tradeoff, known: Sequence[Step], judge: Judge)
     return Step(named, *judge(named))
 
 
-def walk(
-    full: Variant, samples: Sequence[Batch], max_drop: float, journal: Journal, judge: Judge
-) -> Step | None:
+def walk(full: Variant, ranked: Sequence[LayerError], max_drop: float, judge: Judge) -> Step | None:
     """Return the variant with the fewest layers in float that loses at most `max_drop`.
 
     Args:
-        full: the variant that loses too much; None comes back where it cannot be made more careful.
-        samples: flat calibration inputs that layers are ranked on.
+        full: the variant that loses too much.
+        ranked: its layers, the worst first; None comes back where there are none.
         max_drop: the bound.
-        journal: the log.
         judge: how a variant becomes a candidate, and what that loses.
     """
-    if full.without is None or full.reference is None or not samples:
-        return None
-    with journal.step("rank-layers"):
-        ranked = _ranked(full, full.reference, samples)
     best: Step | None = None
     low, high, tried = 0, len(ranked), 1  # `low` layers in float lose too much, `high` do not
     while low + 1 < high:
@@ -108,20 +115,6 @@ def walk(
         else:
             best, high = step, count
     return best
-
-
-def _ranked(full: Variant, reference: Program, samples: Sequence[Batch]) -> list[LayerError]:
-    """The layers that can be left in float, the worst first, under their names in the float program.
-
-    The gate of a self-gated activation is a tensor of its own in the quantized program alone.
-    """
-    known = {node.name: node.name for node in reference.graph.nodes}
-    known |= {gate_name(name): name for name in known}
-    ranked: dict[str, LayerError] = {}
-    for layer in attribute(reference, full.program, samples, samples=RANKING_SAMPLES).layers:
-        if layer.node in known:
-            ranked.setdefault(known[layer.node], replace(layer, node=known[layer.node]))
-    return list(ranked.values())
 
 
 def _leaving(full: Variant, layers: Sequence[LayerError], among: int, judge: Judge) -> Step | None:

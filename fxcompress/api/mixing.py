@@ -3,7 +3,7 @@
 Prices are additive, and a network is not quite: where the sum says that two choices take about as long, only
 timing both tells. So up to `MOST` cuts are handed on: the one that the prices call fastest, one that finds
 conversions dearer (they also spoil what lies around them), and one that gives up a little time for accuracy.
-The whole frontier goes along: `max_drop` walks it.
+The whole frontier goes along: `max_drop` walks it (`points`).
 """
 
 from __future__ import annotations
@@ -63,9 +63,21 @@ class Mixes:
     found: tuple[Mix, ...]
     floats: Mixture
     full: Mixture
-    notes: tuple[str, ...] = ()
-    everything: frozenset[str] = frozenset()
-    frontier: tuple[Mix, ...] = ()
+    notes: tuple[str, ...]
+    prices: PrecisionPrices
+    frontier: tuple[Mixture, ...]
+
+    @property
+    def everything(self) -> frozenset[str]:
+        """The operators of int8 wherever it can be."""
+        return self.prices.operators(self.full.integers)
+
+    def points(self, errors: Mapping[str, float] | None = None) -> tuple[Mix, ...]:
+        """The frontier, with other errors by operator where they are given."""
+        found = self.frontier if errors is None else frontier(self.prices.with_errors(errors))
+        able = len(self.everything)
+        choices = ((self.prices.operators(item.integers), item) for item in found)
+        return tuple(Mix(f"int8 cut, {len(one)} of {able} operators", one, item) for one, item in choices)
 
 
 def mixes(
@@ -101,8 +113,8 @@ def mixes(
 def _chosen(prices: PrecisionPrices, notes: tuple[str, ...]) -> Mixes:
     fastest = mixture(prices, cut(prices))
     fewer = mixture(prices, cut(prices.scaled(DEARER)))
-    points = frontier(prices)
-    patient = [item for item in points if item.ms <= PATIENCE * fastest.ms]
+    curve = frontier(prices)
+    patient = [item for item in curve if item.ms <= PATIENCE * fastest.ms]
     finer = min(patient, key=lambda item: item.error, default=fastest)
     everything = {vertex.name for vertex in prices.vertices if vertex.int8_ms < float("inf")}
     full = mixture(prices, everything)
@@ -113,14 +125,7 @@ def _chosen(prices: PrecisionPrices, notes: tuple[str, ...]) -> Mixes:
         if item.integers and (_worthwhile(item, full) or (item is fastest and item.integers != everything)):
             operators = prices.operators(item.integers)
             found.setdefault(operators, Mix(name, operators, item))
-    able = prices.operators(everything)
-    walked = tuple(_point(prices.operators(item.integers), able, item) for item in points)
-    return Mixes(tuple(found.values())[:MOST], mixture(prices, set()), full, notes, able, walked)
-
-
-def _point(operators: frozenset[str], able: frozenset[str], item: Mixture) -> Mix:
-    """A point of the frontier under a name of its own."""
-    return Mix(f"int8 cut, {len(operators)} of {len(able)} operators", operators, item)
+    return Mixes(tuple(found.values())[:MOST], mixture(prices, set()), full, notes, prices, curve)
 
 
 def _worthwhile(item: Mixture, full: Mixture) -> bool:

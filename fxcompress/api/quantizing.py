@@ -111,7 +111,8 @@ class _Drafts:
             if plan.kernels and same is None:
                 made.append(self.made(mix.name, plan, chosen.notes))
             names[mix.operators] = same or mix.name
-        return Quantized(tuple(made), self.frontier(chosen, names))
+        frontier = partial(self.frontier, chosen, names)
+        return Quantized(tuple(made), frontier(None), frontier)
 
     def planned(self, options: Quantize, integers: frozenset[str] | None = None) -> QuantizationPlan:
         """Decide; `integers` are the operators in int8 where prices chose them."""
@@ -132,21 +133,23 @@ class _Drafts:
         plan = self.planned(spared)
         return self.made(FULL, _giving_up(plan, operators)) if plan.kernels else None
 
-    def frontier(self, chosen: Mixes, names: Mapping[frozenset[str], str]) -> tuple[Tradeoff, ...]:
+    def frontier(
+        self, chosen: Mixes, names: Mapping[frozenset[str], str], errors: Mapping[str, float] | None
+    ) -> tuple[Tradeoff, ...]:
         """The points of the cut's frontier, to be made where the fastest loses too much; `names` are those
         of variants that were made.
         """
-        fastest = chosen.frontier[0].operators if chosen.frontier else frozenset()
+        points = chosen.points(errors)
         return tuple(
             Tradeoff(
                 names.get(mix.operators, mix.name),
                 mix.operators,
                 mix.mixture.ms,
                 math.sqrt(mix.mixture.error),
-                partial(self._point, mix, fastest - mix.operators),
+                partial(self._point, mix, points[0].operators - mix.operators),
                 partial(self.made, mix.name, notes=chosen.notes),
             )
-            for mix in chosen.frontier
+            for mix in points
         )
 
     def _point(self, mix: Mix, given_up: frozenset[str]) -> QuantizationPlan:

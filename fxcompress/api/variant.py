@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -52,7 +52,7 @@ class Tradeoff:
         variant: the name of the variant of this choice: one that was made anyway, or is made when asked for.
         operators: node names of the operators in int8.
         ms: predicted milliseconds of the operators that have prices.
-        error: predicted relative error, from the noise of each operator alone: only its order means much.
+        error: predicted relative error, from what each operator does alone: only its order means much.
         plan: decides the schemes.
         make: makes the variant of that plan.
     """
@@ -67,7 +67,12 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The variants to try, and the frontier of the cut, from the fastest point to the most accurate."""
+    """The variants to try, and the frontier of the cut, where there is one.
+
+    `frontier` goes from the fastest point to the most accurate; `reweighed` is what it becomes with other
+    squared relative errors by operator.
+    """
 
     variants: tuple[Variant, ...] = ()
     frontier: tuple[Tradeoff, ...] = ()
+    reweighed: Callable[[Mapping[str, float]], tuple[Tradeoff, ...]] | None = None

@@ -36,12 +36,38 @@ class Net(nn.Module):
         return self.f(x.mean((2, 3)))
 
 
+class Hard(nn.Module):
+    """Hard sigmoids, which int8 has no operator for: they are read as other integers than were written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.f = conv(3), conv(), conv(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.a(x))
+        x = x * F.hardsigmoid(3.0 * self.b(x.mean((2, 3), keepdim=True)))
+        return self.f(F.hardswish(4.0 * self.c(x)).mean((2, 3)))
+
+
 DATA = [torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) for _ in range(3)]
 
 
 def study(model: nn.Module, target=VNNI, **options: object) -> tuple[Program, Program, Sensitivity]:
     before, _, after = quantized(model, (DATA[0],), target=target)
     return before, after, sensitivity(before, after, DATA, **options)
+
+
+@pytest.mark.parametrize("target", [VNNI, tensorrt(), portable()], ids=lambda target: target.name)
+def test_hard_sigmoids_between_other_integers_are_computed_in_float(target):
+    """Once they were left out, and the outputs of MobileNetV3 were infinite with any layer in integers."""
+    before, after, found = study(Hard(), target, samples=3)
+    values = _Switched(before, after).float_values([DATA[0]])
+    (outputs,) = values[walk.output_node(after)]
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, before(DATA[0]))
+    assert {"conv2d", "conv2d_2", "linear"} <= {row.node for row in found.layers}
+    assert all(0.0 < (row.alone or 0.0) < 0.2 for row in found.layers if row.node.startswith("conv2d"))
+    assert 0.0 < found.total < 0.3
 
 
 @pytest.mark.parametrize("target", [VNNI, tensorrt(), portable()], ids=lambda target: target.name)

@@ -61,6 +61,16 @@ def test_the_frontier_trades_time_for_error_and_starts_at_the_fastest(prices: Pr
         assert faster.error > finer.error
 
 
+@given(random_prices(), st.lists(MS, min_size=1, max_size=8))
+def test_whatever_an_error_costs_the_best_choice_is_on_the_frontier(
+    prices: PrecisionPrices, weights: list[float]
+) -> None:
+    found = frontier(prices)
+    for weight in weights:
+        best = min(item.ms + weight * item.error for item in found)
+        assert best == pytest.approx(least(prices, weight), abs=1e-6)
+
+
 def fan(readers: int) -> PrecisionPrices:
     """A float operator whose tensor feeds several that are half a millisecond faster in int8 each."""
     names = [f"r{place}" for place in range(readers)]
