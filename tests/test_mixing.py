@@ -161,23 +161,16 @@ def traded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("traded")
 def test_of_two_choices_within_max_drop_the_faster_is_handed_out() -> None:
-    """By sensitivity the first convolution would stay in float (11 ms); the cut's frontier knows that leaving
-    the two others there is faster (5 ms).
+    """By sensitivity alone the first convolution would stay in float (11 ms); the cut's frontier knows that
+    leaving the two others there is faster (5 ms).
     """
     result = fxcompress.optimize(
         net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION, max_drop=0.7
     )
     candidates = {entry.name: entry for entry in result.report.candidates}
-    assert list(candidates) == [
-        "original",
-        "float",
-        "int8",
-        "int8 cut, 2 of 4 operators",
-        "int8, 1 layers in float",
-    ]
+    assert list(candidates) == ["original", "float", "int8", "int8 cut, 2 of 4 operators"]
     latencies = {name: entry.latency_ms for name, entry in candidates.items()}
     assert latencies["int8 cut, 2 of 4 operators"] == pytest.approx(5e3)
-    assert latencies["int8, 1 layers in float"] == pytest.approx(11e3)
     assert [name for name, entry in candidates.items() if entry.chosen] == ["int8 cut, 2 of 4 operators"]
     assert candidates["int8"].reason == "loses 1.1 of its outputs' norm; max_drop is 0.7"
     assert result.plan.precision == {

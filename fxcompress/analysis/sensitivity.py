@@ -34,6 +34,7 @@ from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor
 from fxcompress.graph.inputs import batches as flat_batches
 from fxcompress.graph.program import Program
+from fxcompress.numerics.affine import as_float32
 from fxcompress.ops.quantization import Kind, role
 
 SAMPLES = 8
@@ -247,7 +248,7 @@ class _Switched(Executor):
         stored = node.args[0]
         assert isinstance(stored, fx.Node)
         if stored.op != "get_attr":
-            return _reread(self.env[stored], _quantize_of(stored).args[1:], node.args[1:])
+            return _reread(self.env[stored], _quantize_of(stored).args[1:], self._read(node))
         known = self.stored.get(float_name(str(stored.target)))
         return known if known is not None else Executor.run_node(self, node)
 
@@ -277,7 +278,17 @@ class _Switched(Executor):
                 return values[node]
             args = [self._attribute(arg) for arg in node.args]
             return node.target(*args)  # type: ignore[operator]
-        return BY_TENSOR(QUANTIZE(values[stored], *_quantize_of(stored).args[1:]), *node.args[1:])
+        written = _quantize_of(stored).args[1:]
+        return BY_TENSOR(QUANTIZE(values[stored], *written), *self._read(node), *written[2:])
+
+    def _read(self, node: fx.Node) -> tuple[float, int]:
+        """The scale and zero point that an activation is read by; where they are stated by channel, as they
+        are for a guarded convolution, all channels have the same.
+        """
+        scale, zero = (self._attribute(arg) for arg in node.args[1:3])
+        if node.target is BY_TENSOR:
+            return scale, zero
+        return float(scale[0]), int(zero[0])
 
     def _attribute(self, arg: Any) -> Any:
         return self.fetch_attr(str(arg.target)) if isinstance(arg, fx.Node) else arg
@@ -314,14 +325,14 @@ def _quantize_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def _reread(value: Tensor, written: Sequence[Any], read: Sequence[Any]) -> Tensor:
+def _reread(value: Tensor, written: Sequence[Any], read: tuple[float, int]) -> Tensor:
     """What integers mean that are read by another scheme than they were written by, without the rounding.
 
     That is a scale, a shift and clamping: a hard sigmoid (`plan/quantization.py`).
     """
-    if tuple(written[:2]) == tuple(read[:2]):
+    if as_float32(written[0]) == as_float32(read[0]) and written[1] == read[1]:
         return value
-    (scale, zero, low, high), (read_scale, read_zero) = written[:4], read[:2]
+    (scale, zero, low, high), (read_scale, read_zero) = written[:4], read
     return ((value / scale + zero).clamp(low, high) - read_zero) * read_scale
 
 

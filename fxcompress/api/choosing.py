@@ -80,7 +80,7 @@ class Choosing:
         return self.request.quantize is not None and self.request.quantize.precision == "full"
 
     def widened(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Return the candidates, and where the fastest choice loses more than `max_drop`, those that do not.
+        """Return the candidates, and where the fastest choice loses more than `max_drop`, one that does not.
 
         Prices tell beforehand which is the fastest; where there are none, any variant within the bound will
         do.
@@ -98,13 +98,14 @@ class Choosing:
             ranked = ranked_layers(made[0], self.made.samples)
         self._reweigh(ranked)
         judge = partial(self._judged, original)
-        found = [fastest_within(self.made.frontier, known, bound, judge)]
-        if all(step.loss > bound for step in known):
-            found.append(walk(made[0], ranked, bound, judge))
-        fresh = [step for step in found if step is not None and step not in known]
-        variants = (*made, *(step.variant for step in fresh))
+        step = fastest_within(self.made.frontier, known, bound, judge)
+        if step is None and all(one.loss > bound for one in known):
+            step = walk(made[0], ranked, bound, judge)
+        if step is None or step in known:
+            return tuple(candidates)
+        variants = (*made, step.variant)
         self.made = replace(self.made, quantized=replace(self.made.quantized, variants=variants))
-        return (*candidates, *(step.candidate for step in fresh))
+        return (*candidates, step.candidate)
 
     def _reweigh(self, ranked: Sequence[LayerError]) -> None:
         """Draw the frontier anew with what each layer alone was seen to do to the outputs."""

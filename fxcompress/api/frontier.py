@@ -1,13 +1,14 @@
-"""`max_drop` walked, in two ways, of which the faster result is handed out: whatever they find is timed.
+"""`max_drop` walked, in one of two ways.
 
 Along the frontier of the cut (:func:`fastest_within`): its points go from the fastest to the most accurate,
 and the first that keeps within `max_drop` is searched by halves. What an operator saves is its price, what it
-costs is what its layer alone does to the outputs.
+costs is what its layer alone does to the outputs. (MobileNetV3-large, random weights, one thread, outputs
+that may move by 5 %: the sum of squares predicts 0.054 where 0.048 is measured, in 4.28 ms; by layers 4.89.)
 
-By layers (:func:`walk`), where none of the variants keeps the bound: the worst one layer, two, four, ... of
-the int8 variant are left in float until the bound holds, and the count is then searched by halves, so that no
-more is given up than needed: about `2 log2(layers)` files are made and judged. That knows what hurts, and not
-what it saves; it needs no prices, which are of this machine.
+By layers (:func:`walk`), where nothing has a price or no point keeps the bound: the worst one layer, two,
+four, ... of the int8 variant are left in float until the bound holds, and the count is then searched by
+halves, so that no more is given up than needed: about `2 log2(layers)` files are made and judged. That knows
+what hurts, and not what it saves.
 
 What was given up is said in the notes of the variant and, operator by operator, in its plan.
 """

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxcompress.analysis.precision_prices import PrecisionPrices, precision_prices
+from fxcompress.analysis.precision_prices import PrecisionPrices, Vertex, precision_prices
 from fxcompress.graph.capture import capture
 from fxcompress.plan.quantization import capable_operators
 from fxcompress.runtime.kernel_cache import KernelCache
@@ -192,3 +192,14 @@ def _only_operators(failing: Any) -> Any:
     """Fails for operators, not for the conversions between them."""
     invented = Invented()
     return lambda kernel, threads: (invented if kernel.operator in CONVERSIONS else failing)(kernel, threads)
+
+
+def test_other_errors_are_by_operator_and_the_unnamed_keep_their_proportion() -> None:
+    vertices = (
+        Vertex("a", ("a", "relu"), 1.0, 0.5, 0.2),
+        Vertex("b", ("b",), 1.0, 0.5, 0.2),
+        Vertex("c", ("c",), 1.0, 0.5, 0.1),
+    )
+    changed = PrecisionPrices(vertices, ()).with_errors({"relu": 0.5, "b": 0.3})
+    assert [vertex.error for vertex in changed.vertices] == pytest.approx([0.5, 0.3, 0.2])
+    assert changed.ms({"a"}) == PrecisionPrices(vertices, ()).ms({"a"})

@@ -70,6 +70,20 @@ def test_hard_sigmoids_between_other_integers_are_computed_in_float(target):
     assert 0.0 < found.total < 0.3
 
 
+@pytest.mark.parametrize("spared", ["conv2d_1", "conv2d_2"])
+def test_a_guarded_convolution_reads_scales_by_channel(spared: str):
+    torch.manual_seed(0)
+    before, plan, after = quantized(Hard(), (DATA[0],), options=Quantize(exclude=(spared,)))
+    assert plan.guarded == ((spared,) if spared == "conv2d_1" else ())
+    runner = _Switched(before, after)
+    values = runner.float_values([DATA[0]])
+    (outputs,) = values[walk.output_node(after)]
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, before(DATA[0]))
+    found = sensitivity(before, after, DATA, samples=3)
+    assert all(0.0 < (row.alone or 0.0) < 0.2 for row in found.layers if row.node.startswith("conv2d"))
+
+
 @pytest.mark.parametrize("target", [VNNI, tensorrt(), portable()], ids=lambda target: target.name)
 def test_switched_off_pairs_leave_the_float_program(target):
     before, after, found = study(Net(), target, samples=3)
