@@ -43,7 +43,7 @@ from fxcompress.plan.eligibility import (
 from fxcompress.plan.guards import guarded
 from fxcompress.plan.pair_positions import above_layout, fused_operand, share_scale
 from fxcompress.plan.tables import lookup_reason, lookups, table_fault
-from fxcompress.targets.target import Kernel, Target
+from fxcompress.targets.target import Kernel, Scheme, Target
 
 NOT_CHOSEN = "float was chosen: with the conversions around it, integers would take longer or cost accuracy"
 READS_FLOAT = "integers would cost more conversions than they save: its neighbours are in float"
@@ -59,7 +59,7 @@ class Placement:
     it has; `covered` are, by owner of a scale that is shared, the tensors whose ranges it covers too.
     `integer_only` are those whose float readers must read the dequantized value. `declined` are the
     operators that stay in float, with the reason; `guarded` those among them that the runtime would
-    quantize by itself.
+    quantize by itself. `schemes` are, by owner of a scale, those that are not the target's.
     """
 
     kernels: dict[str, str] = field(default_factory=dict)
@@ -69,6 +69,7 @@ class Placement:
     contractions: list[str] = field(default_factory=list)
     declined: dict[str, str] = field(default_factory=dict)
     guarded: list[str] = field(default_factory=list)
+    schemes: dict[str, Scheme] = field(default_factory=dict)
 
     def roots(self) -> list[str]:
         """Return the tensors that own a scale."""

@@ -27,7 +27,8 @@ from fxcompress.numerics.ranges import Range
 from fxcompress.numerics.weight_ranges import mse_channel_scales
 from fxcompress.ops.quantization import GATES, Kind, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
-from fxcompress.plan.placement import Placement, place, tensors_of
+from fxcompress.plan.operand_schemes import place_in_agreement
+from fxcompress.plan.placement import Placement, tensors_of
 from fxcompress.plan.quantization_plan import (
     ActivationScheme,
     BiasScheme,
@@ -150,7 +151,7 @@ def _placement(
     """
     priced = options.precision == "full" or integers is not None
     chosen = replace(target, narrowest_group=0) if priced else target
-    return place(program, chosen, options.exclude, integers)
+    return place_in_agreement(program, chosen, options.exclude, integers)
 
 
 def gate_name(node: str) -> str:
@@ -161,10 +162,11 @@ def gate_name(node: str) -> str:
 def _activation_schemes(
     placement: Placement, nodes: Mapping[str, fx.Node], ranges: Mapping[str, Range], target: Target
 ) -> dict[str, ActivationScheme]:
-    form = target.activations
     hard = {name for name in placement.kernels if nodes[name].target is aten.hardsigmoid.default}
     roots = {
-        name: _scheme((name, *placement.covered.get(name, ())), ranges, form)
+        name: _scheme(
+            (name, *placement.covered.get(name, ())), ranges, placement.schemes.get(name, target.activations)
+        )
         for name in placement.roots()
         if name not in hard
     }
@@ -180,7 +182,7 @@ def _activation_schemes(
 def _gate_scheme(node: fx.Node, target: Target) -> ActivationScheme:
     """Return the scheme of what a self-gated activation multiplies its input with."""
     hard = GATES[node.target] is aten.hardsigmoid.default and Kind.HARD_SIGMOID in target.kernels
-    return HARD_SIGMOID if hard else _covering(GATE_RANGE, target.activations)
+    return HARD_SIGMOID if hard else _covering(GATE_RANGE, target.activation_scheme(Kind.GATE))
 
 
 def _repeated(scheme: ActivationScheme, root: str) -> ActivationScheme:

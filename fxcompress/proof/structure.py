@@ -7,7 +7,7 @@ plan and the program it came from are not trusted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -119,8 +119,7 @@ def domains(file: _File, target: Target) -> Iterator[str]:
 
 
 def activations(file: _File, target: Target) -> Iterator[str]:
-    """A Q has the target's type, one stored scale, zero where symmetric, and only a DQ reads it."""
-    wanted = target.activations
+    """A Q has a type of the target's, one stored scale, zero where symmetric, and only a DQ reads it."""
     integer_readers = {DEQUANTIZE} | ({"Pad"} if Kind.PAD in target.kernels else set())
     for node in file.of(QUANTIZE):
         found = _numbers(file, node)
@@ -130,16 +129,38 @@ def activations(file: _File, target: Target) -> Iterator[str]:
         if found.scales.size != 1 or found.zeros.size != 1:
             yield f"{_label(node)} has {found.scales.size} scales: activations have one"
             continue
-        if found.zeros.dtype != DTYPES[wanted.dtype]:
-            yield f"{_label(node)} makes {found.zeros.dtype}, not {wanted.dtype}"
-        if wanted.symmetric and found.zeros.any():
-            yield f"{_label(node)} has the zero point {int(found.zeros.item())}: the target knows 0 only"
+        yield from _scheme_faults(node, found.zeros, target.activation_schemes)
         yield from _scale_faults(node, found.scales)
         if node.input[0] in file.stored:
             yield f"{_label(node)} quantizes a stored tensor: weights are stored as integers"
         for reader in file.readers.get(node.output[0], []):
             if reader.op_type not in integer_readers:
                 yield f"{_label(reader)} reads the integers of {_label(node)}"
+
+
+def _scheme_faults(
+    node: onnx.NodeProto, zeros: NDArray[np.generic], wanted: Iterable[Scheme]
+) -> Iterator[str]:
+    """What keeps the integers of a Q or DQ from having one of some schemes."""
+    fitting = [scheme for scheme in wanted if zeros.dtype == DTYPES[scheme.dtype]]
+    if not fitting:
+        names = " or ".join(sorted({scheme.dtype for scheme in wanted}))
+        yield f"{_label(node)} makes {zeros.dtype}, not {names}"
+    elif all(scheme.symmetric for scheme in fitting) and zeros.any():
+        yield f"{_label(node)} has the zero point {int(zeros.item())}: the target knows 0 only"
+
+
+def operands(file: _File, target: Target) -> Iterator[str]:
+    """The activation that a weighted operator in integers reads is of its kernel's scheme."""
+    for node in file.of(*WEIGHTED):
+        pair = file.pair(node.input[0])
+        kind, batched = WEIGHTED[node.op_type]
+        if target.uniform or pair is None or kind not in target.kernels or file.integer_weight(node) is None:
+            continue
+        found = _numbers(file, pair)
+        wanted = target.activation_scheme(kind, batched=batched)
+        for fault in () if found is None else _scheme_faults(pair, found.zeros, (wanted,)):
+            yield f"{_label(node)} reads integers that are not its own: {fault}"
 
 
 def chains(file: _File, target: Target) -> Iterator[str]:  # noqa: ARG001
@@ -274,6 +295,7 @@ def shared(file: _File, target: Target) -> Iterator[str]:
 RULES: tuple[Callable[[_File, Target], Iterator[str]], ...] = (
     domains,
     activations,
+    operands,
     chains,
     weights,
     biases,

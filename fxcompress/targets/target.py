@@ -34,6 +34,11 @@ class Scheme:
     per_channel: bool = False
     bits: int = 8
 
+    def __str__(self) -> str:
+        zero = "symmetric" if self.symmetric else "with a zero point"
+        per = " per channel" if self.per_channel else ""
+        return f"{self.dtype}{per} {zero}" + ("" if self.bits == 8 else f" in {self.bits} bits")
+
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is one of {', '.join(DTYPES)}, not {self.dtype!r}")
@@ -64,6 +69,9 @@ class Kernel:
         integer_bias: the bias is added to the integer accumulator and must be int32; else it stays in float.
         quantized_name: what it is called where its output is quantized, if that differs.
         weights: the scheme of its weight, where it is not the target's.
+        activations: the scheme of what it reads, and of what it writes where it writes nothing but integers,
+            if that is not the target's. A tensor has one scheme: of two operators that want it in different
+            ones, the later stays in float.
     """
 
     name: str
@@ -72,6 +80,7 @@ class Kernel:
     integer_bias: bool = False
     quantized_name: str | None = None
     weights: Scheme | None = None
+    activations: Scheme | None = None
 
 
 @dataclass(frozen=True)
@@ -130,12 +139,10 @@ class Target:
     evidence: str = ""
 
     def __post_init__(self) -> None:
-        if self.activations.per_channel:
-            raise InputError("activations have one scale per tensor: no runtime knows another form")
-        if self.activations.bits != 8:
-            raise InputError("activations use all 8 bits: where sums would saturate, weights have 7")
-        if self.activations.symmetric and not self.activations.signed:
-            raise InputError("symmetric activations are int8: negative values have no uint8 around zero")
+        for scheme in self.activation_schemes:
+            _check_activations(scheme)
+        if Kind.HARD_SIGMOID in self.kernels and self.activation_schemes != {ASYMMETRIC}:
+            raise InputError("a hard sigmoid is the clamping of uint8 with a zero point, in any activation")
         for scheme in (self.weights, *(kernel.weights for kernel in self._all() if kernel.weights)):
             if not (scheme.signed and scheme.symmetric):
                 raise InputError("weights are symmetric int8: other forms have no fast kernel")
@@ -154,6 +161,21 @@ class Target:
         """Return the scheme of the weight of a convolution or linear."""
         return self.kernel(kind, batched=batched).weights or self.weights
 
+    def activation_scheme(self, kind: Kind, *, batched: bool = False) -> Scheme:
+        """Return the scheme of the activations of an operator."""
+        return self.kernel(kind, batched=batched).activations or self.activations
+
+    @property
+    def activation_schemes(self) -> frozenset[Scheme]:
+        """Every scheme that an activation may have."""
+        own = (kernel.activations for kernel in self._all())
+        return frozenset((self.activations, *(scheme for scheme in own if scheme is not None)))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all activations have one scheme."""
+        return len(self.activation_schemes) == 1
+
     @property
     def weight_bits(self) -> int:
         """Bits that an int8 weight may use before a kernel's intermediate sums saturate."""
@@ -168,6 +190,15 @@ class Target:
     def timed(self) -> bool:
         """Whether ONNX Runtime's times on this machine say what is fast on this target."""
         return self.runtime == "onnxruntime"
+
+
+def _check_activations(scheme: Scheme) -> None:
+    if scheme.per_channel:
+        raise InputError("activations have one scale per tensor: no runtime knows another form")
+    if scheme.bits != 8:
+        raise InputError("activations use all 8 bits: where sums would saturate, weights have 7")
+    if scheme.symmetric and not scheme.signed:
+        raise InputError("symmetric activations are int8: negative values have no uint8 around zero")
 
 
 def limit_of(scheme: Scheme) -> int:

@@ -271,8 +271,19 @@ def test_concatenations_share_a_scale_where_the_target_asks_for_it():
 
 
 def test_every_rule_is_broken_by_some_file():
+    """`operands` is broken in tests/plan/test_operand_schemes.py."""
     assert {rule.__name__ for rule in RULES} == {
-        *("domains", "activations", "chains", "weights", "biases", "outputs", "additions", "shared")
+        *(
+            "domains",
+            "activations",
+            "operands",
+            "chains",
+            "weights",
+            "biases",
+            "outputs",
+            "additions",
+            "shared",
+        )
     }
 
 
