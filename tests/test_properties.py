@@ -22,7 +22,15 @@ from fxcompress.pipeline import Journal
 from fxcompress.proof.masked import masked_equivalence
 from fxcompress.proof.parity import float_parity
 from fxcompress.recipes import LOSSLESS
-from tests.architectures.programs import EXACT, call, in_double, largest_difference, random_plan, zeroed
+from tests.architectures.programs import (
+    EXACT,
+    call,
+    exported_again,
+    in_double,
+    largest_difference,
+    random_plan,
+    zeroed,
+)
 from tests.architectures.random_graphs import Recipe, Step, recipes
 
 Property = Callable[[Recipe], None]
@@ -46,7 +54,7 @@ def captures_exactly(recipe: Recipe) -> None:
 
 
 def prunes_exactly(recipe: Recipe) -> None:
-    """Removing channels is masking them, by two oracles."""
+    """Removing channels is masking them, by two oracles; what is left is exported like any model."""
     program = captured(recipe)
     analysis = analyse(program)
     plan = random_plan(analysis, recipe.seed)
@@ -54,6 +62,7 @@ def prunes_exactly(recipe: Recipe) -> None:
     well_formed(pruned)
     masked_equivalence(program, pruned, plan)
     assert analyse(pruned).price.at({}) == plan.after
+    exported_again(pruned, recipe.inputs(), recipe.inputs(3, seed=2))
     plain = random_plan(analysis, recipe.seed + 1, statistics=False)
     pruned = PruneChannels(plain).run(program).program
     inputs = in_double(recipe.inputs(3, seed=1))

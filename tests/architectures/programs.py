@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxcompress.analysis.groups import Analysis
+from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.graph import edit, walk
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
@@ -28,6 +28,16 @@ def captured(name: str, seed: int = 0) -> Program:
     return capture(
         architecture.model(seed), architecture.example(), dynamic_shapes=architecture.dynamic_shapes
     )
+
+
+def exported_again(pruned: Program, example: Inputs, others: Inputs, dynamic_shapes: Any = None) -> None:
+    """What was pruned is a model like any other: captured from its module alone it is the same, to the bit.
+
+    `others` are inputs of other sizes than the example, where the program has any.
+    """
+    again = capture(pruned.module, example, dynamic_shapes=dynamic_shapes)
+    assert analyse(again).price.at({}) == analyse(pruned).price.at({}), "a second capture is the same model"
+    assert largest_difference(call(again, others), call(pruned, others)) == 0.0
 
 
 def call(function: Any, inputs: Inputs) -> list[Tensor]:
