@@ -1,5 +1,7 @@
 """What each fusion rule pays: a network in which it applies, with all rules and with all but this one.
 
+Rules that are for integers are measured in INT8, everything quantized; the others in float.
+
 Both files are timed in one process, in alternated rounds, on one thread, in processor time (what other
 processes took does not count; `--wall` counts it). The ratio is of medians, with its 95 % bootstrap interval:
 below one, the rule pays. Beside it stand the operators of the program and those that onnxruntime executes:
@@ -22,17 +24,23 @@ import onnx
 import torch
 from rich.console import Console
 
-from benchmarks.fusion_models import SUBJECTS, Subject
+from benchmarks.fusion_models import INEXACT, SUBJECTS, Subject
+from fxcompress.analysis.calibration import calibrate
+from fxcompress.api.quantizing import INTEGER_FORMS
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.lowering import lower as lowering
 from fxcompress.lowering.lower import FORMS, REWRITES, lower
+from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
+from fxcompress.plan.quantization import Quantize, plan_quantization, tensors_to_observe
+from fxcompress.proof.integer import integer_bound
 from fxcompress.proof.parity import float_parity
 from fxcompress.recipes import LOSSLESS
 from fxcompress.report import tables
 from fxcompress.runtime.inspection import executed
 from fxcompress.runtime.timing import SLOWER, compare
+from fxcompress.targets.onnxruntime import onnxruntime
 
 
 @dataclass(frozen=True)
@@ -91,12 +99,7 @@ def _line(subject: Subject, rounds: int, clock: object) -> Line:
     model = subject.build().eval()
     inputs = torch.randn(subject.shape, generator=torch.Generator().manual_seed(0))
     program = capture(model, torch.cat([inputs, inputs]))
-    made = {
-        "without": _made(program, frozenset({subject.rule, *subject.instead, *subject.never})),
-        "with": _made(program, frozenset(subject.never)),
-    }
-    for deployed, file in made.values():
-        float_parity(deployed, file, (inputs,))
+    made = make(subject, program)
     files = {label: file.SerializeToString() for label, (_, file) in made.items()}
     feeds = {program.signature.inputs[0]: inputs.numpy()}
     run = compare(files, feeds, rounds=rounds, clock=clock)  # type: ignore[arg-type]
@@ -114,12 +117,38 @@ def _line(subject: Subject, rounds: int, clock: object) -> Line:
     )
 
 
-def _made(program: Program, left_out: frozenset[str]) -> tuple[Program, onnx.ModelProto]:
-    """The deployed program and its file, with every other rule."""
+def make(subject: Subject, program: Program) -> dict[str, tuple[Program, onnx.ModelProto]]:
+    """The deployed program and its file, without the rule and with it; proven."""
+    left_out = {"without": {subject.rule, *subject.instead, *subject.never}, "with": {*subject.never}}
+    made = _in_integers if subject.integers else _in_float
+    return {label: made(program, frozenset(rules)) for label, rules in left_out.items()}
+
+
+def _in_float(program: Program, left_out: frozenset[str]) -> tuple[Program, onnx.ModelProto]:
+    """The deployed program and its file, with every rule that is not left out."""
     deployed = Journal().apply_all([stage for stage in LOSSLESS if stage.name not in left_out], program)
+    file = _lowered(deployed, left_out)
+    float_parity(deployed, file, program.flat_example())
+    return deployed, file
+
+
+def _in_integers(program: Program, left_out: frozenset[str]) -> tuple[Program, onnx.ModelProto]:
+    """The same with everything in INT8 that can be; what cannot be proven is not."""
+    stages = [stage for stage in (*LOSSLESS, *INTEGER_FORMS) if stage.name not in left_out]
+    formed, target, options = Journal().apply_all(stages, program), onnxruntime(), Quantize(precision="full")
+    ranges = calibrate(formed, [formed.example.args], tensors_to_observe(formed, target, options))
+    plan = plan_quantization(formed, ranges, target, options)
+    quantized = QuantizeTensors(plan).run(formed).program
+    file = _lowered(quantized, left_out)
+    if not left_out & INEXACT:
+        integer_bound(formed, quantized, file, program.flat_example())
+    return quantized, file
+
+
+def _lowered(deployed: Program, left_out: frozenset[str]) -> onnx.ModelProto:
     kept = tuple(step for step in REWRITES if step.__name__.replace("_", "-") not in left_out)
     with patch.object(lowering, "REWRITES", kept):
-        return deployed, lower(deployed, forms=FORMS.keys() - left_out)
+        return lower(deployed, forms=FORMS.keys() - left_out)
 
 
 def _operators(program: Program) -> int:

@@ -138,6 +138,46 @@ def _collapsible(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
     return F.relu(parts["narrow"](parts["wide"](x)))
 
 
+class Shuffled(nn.Module):
+    """A unit of ShuffleNetV2: half of the channels through three convolutions, then two groups shuffled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.first, self.last = nn.Conv2d(half, half, 1), nn.Conv2d(half, half, 1)
+        self.depthwise = nn.Conv2d(half, half, 3, padding=1, groups=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, worked = x.chunk(2, 1)
+        worked = F.relu(self.last(self.depthwise(F.relu(self.first(worked)))))
+        return F.channel_shuffle(torch.cat([kept, worked], 1), 2)
+
+
+class Preactivated(nn.Module):
+    """A layer of DenseNet: norm, rectifier, 1x1, norm, rectifier, 3x3; its input goes along."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.BatchNorm2d(width), nn.BatchNorm2d(4 * growth)
+        self.narrow = nn.Conv2d(width, 4 * growth, 1, bias=False)
+        self.wide = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(F.relu(self.between(self.narrow(F.relu(self.before(x))))))
+        return torch.cat([x, y], 1)
+
+
+def _pooled_by_windows(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
+    """The end of EfficientNet as `transformers` writes it: a window larger than the image."""
+    return parts["head"](F.avg_pool2d(F.relu(parts["body"](x)), 64, ceil_mode=True))
+
+
+def _padded_on_one_side(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
+    for part in parts.values():
+        x = F.relu(part(F.pad(x, [0, 1, 0, 1])))
+    return x
+
+
 def _last_and_first(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
     for part in parts.values():
         x = F.hardswish(part(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -154,7 +194,7 @@ class Subject:
     the lowering that every file goes through.
 
     `instead` are rules that do a part of it where it is missing; "without" is without them too. `never` are
-    rules that would hide it; both are without them.
+    rules that would hide it; both are without them. `integers`: both are in INT8.
     """
 
     rule: str
@@ -163,10 +203,35 @@ class Subject:
     shape: tuple[int, ...]
     instead: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    integers: bool = False
+
+
+INEXACT = frozenset({"pool-globally"})
+"""Rules without which the runtime does not compute what the program does."""
+
+UNTIMED: Mapping[str, str] = {
+    "remove-identities": "clears the way for other rules; the runtime removes identities itself",
+    "fold-parameters": "computes at once what the runtime would compute as it loads",
+    "share-initializers": "the size of the file",
+    "store-zero-points": "files that load: the runtime wants zero points stored",
+    "mask-with-infinity": "rows that see nothing come out as in torch",
+    "cancel-quantization": "models that come with pairs after pairs; our own programs have none",
+}
+"""What a file goes through for another reason than speed."""
 
 
 def _vit_block() -> nn.Module:
     return Attending(384, 6, 197, masked=False)
+
+
+def _squeezed() -> nn.Module:
+    return Written(
+        _excited,
+        a=nn.Conv2d(64, 64, 3, padding=1),
+        b=nn.Conv2d(64, 64, 3, padding=1),
+        a_gate=nn.Conv2d(64, 64, 1),
+        b_gate=nn.Conv2d(64, 64, 1),
+    )
 
 
 def _stem(**options: int) -> nn.Module:
@@ -247,13 +312,7 @@ SUBJECTS = (
     Subject(
         "use-global-average-pool",
         "2 convolutions with squeeze-excitation; 64 at 28",
-        lambda: Written(
-            _excited,
-            a=nn.Conv2d(64, 64, 3, padding=1),
-            b=nn.Conv2d(64, 64, 3, padding=1),
-            a_gate=nn.Conv2d(64, 64, 1),
-            b_gate=nn.Conv2d(64, 64, 1),
-        ),
+        _squeezed,
         (1, 64, 28, 28),
     ),
     Subject(
@@ -274,5 +333,59 @@ SUBJECTS = (
         "2 hand-written RMS norms; 197 x 384",
         lambda: RootNormed(384),
         (1, 197, 384),
+    ),
+    Subject(
+        "pool-globally",
+        "INT8: a window larger than the image; 320-1280 at 7",
+        lambda: Written(_pooled_by_windows, body=nn.Conv2d(320, 1280, 1), head=nn.Conv2d(1280, 100, 1)),
+        (1, 320, 7, 7),
+        integers=True,
+    ),
+    Subject(
+        "gather-shuffles",
+        "INT8: 2 ShuffleNetV2 units; 116 at 28",
+        lambda: nn.Sequential(Shuffled(116), Shuffled(116), nn.Conv2d(116, 116, 1)),
+        (1, 116, 28, 28),
+        integers=True,
+    ),
+    Subject(
+        "convolve-norms",
+        "INT8: 2 DenseNet layers; 128 and 160 at 28",
+        lambda: nn.Sequential(Preactivated(128, 32), Preactivated(160, 32), nn.Conv2d(192, 96, 1)),
+        (1, 128, 28, 28),
+        integers=True,
+    ),
+    Subject(
+        "space-to-depth",
+        "INT8: stem 3x3 stride 2 to 32 at 224",
+        lambda: nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=32)),
+        (1, 3, 224, 224),
+        integers=True,
+    ),
+    Subject(
+        "pad-in-convolutions",
+        "INT8: 2 depthwise 3x3 stride 2, padded on one side; 96 at 112",
+        lambda: Written(
+            _padded_on_one_side,
+            stem=nn.Conv2d(96, 96, 2),
+            a=nn.Conv2d(96, 96, 3, 2, groups=96),
+            b=nn.Conv2d(96, 96, 3, 2, groups=96),
+        ),
+        (1, 96, 112, 112),
+        integers=True,
+    ),
+    Subject(
+        "fold-weight-transposes",
+        "INT8: ViT-S block; 197 tokens",
+        _vit_block,
+        (1, 197, 384),
+        integers=True,
+    ),
+    Subject(
+        "use-global-average-pool",
+        "INT8: 2 convolutions with squeeze-excitation; 64 at 28",
+        _squeezed,
+        (1, 64, 28, 28),
+        integers=True,
     ),
 )
