@@ -128,6 +128,16 @@ def _bytes(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
     return F.relu(parts["stem"](x / 127.5 - 1.0))
 
 
+def _hard_swish(x: Tensor) -> Tensor:
+    return x * F.relu6(x + 3.0) / 6.0
+
+
+def _spelled(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
+    for part in parts.values():
+        x = _hard_swish(part(x))
+    return x
+
+
 def _padded(parts: Mapping[str, nn.Module], x: Tensor) -> Tensor:
     for part in parts.values():
         x = F.relu(part(F.pad(x, [1, 1, 1, 1])))
@@ -234,6 +244,10 @@ def _squeezed() -> nn.Module:
     )
 
 
+def _spelled_twice() -> nn.Module:
+    return Written(_spelled, a=nn.Conv2d(64, 64, 1), b=nn.Conv2d(64, 64, 1), c=nn.Conv2d(64, 64, 1))
+
+
 def _stem(**options: int) -> nn.Module:
     return nn.Conv2d(3, 64, **options)  # type: ignore[arg-type]
 
@@ -279,6 +293,19 @@ SUBJECTS = (
             _collapsible, wide=nn.Conv2d(64, 256, 1, bias=False), narrow=nn.Conv2d(256, 64, 3, padding=1)
         ),
         (1, 64, 28, 28),
+    ),
+    Subject(
+        "recognize-activations",
+        "2 x 1x1 conv, hard-swish spelled out; 64 at 28",
+        _spelled_twice,
+        (1, 64, 28, 28),
+    ),
+    Subject(
+        "recognize-activations",
+        "INT8: the same",
+        _spelled_twice,
+        (1, 64, 28, 28),
+        integers=True,
     ),
     Subject(
         "cancel-layout",

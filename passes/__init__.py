@@ -19,6 +19,7 @@ from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.pool_globally import PoolGlobally
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.passes.recognize_activations import RecognizeActivations
 from fxcompress.passes.reestimate_batch_norm import ReestimateBatchNorm
 from fxcompress.passes.remove_blocks import RemoveBlocks
 from fxcompress.passes.remove_duplicates import RemoveDuplicates
@@ -47,6 +48,7 @@ __all__ = [
     "PoolGlobally",
     "PruneChannels",
     "QuantizeTensors",
+    "RecognizeActivations",
     "ReestimateBatchNorm",
     "RemoveBlocks",
     "RemoveDuplicates",

@@ -16,6 +16,7 @@ from fxcompress.passes.fuse_input_normalization import FuseInputNormalization
 from fxcompress.passes.fuse_padding import FusePadding
 from fxcompress.passes.merge_branches import MergeBranches
 from fxcompress.passes.merge_linears import MergeLinears
+from fxcompress.passes.recognize_activations import RecognizeActivations
 from fxcompress.passes.remove_duplicates import RemoveDuplicates
 from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.pipeline import Stage
@@ -30,6 +31,7 @@ LOSSLESS: tuple[Stage, ...] = (
     RemoveIdentities(),  # first: a dropout between a linear and its batch norm would hide the pair
     FoldParameters(),  # then: a batch norm folds into a stored weight, not into a computed one (weight norm)
     DropMasks(),
+    RecognizeActivations(),  # before what would fold the shift of one into the operator before it
     CancelLayout(),  # a layout that is undone would stand between an operator and what folds into it
     FuseBatchNorm(),
     FuseInputNormalization(),  # a whole normalisation at once; FuseAffine takes what can go alone
@@ -54,6 +56,7 @@ VOCABULARY: Mapping[str, type[Any]] = {
     "remove-identities": RemoveIdentities,
     "fold-parameters": FoldParameters,
     "drop-masks": DropMasks,
+    "recognize-activations": RecognizeActivations,
     "cancel-layout": CancelLayout,
     "fuse-batch-norm": FuseBatchNorm,
     "fuse-input-normalization": FuseInputNormalization,

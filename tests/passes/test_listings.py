@@ -19,6 +19,7 @@ from fxcompress.passes.gather_shuffles import GatherShuffles
 from fxcompress.passes.merge_branches import MergeBranches
 from fxcompress.passes.merge_linears import MergeLinears
 from fxcompress.passes.pool_globally import PoolGlobally
+from fxcompress.passes.recognize_activations import RecognizeActivations
 from fxcompress.passes.remove_duplicates import RemoveDuplicates
 from tests.passes.models import Apply, Chain
 
@@ -84,6 +85,18 @@ CASES: tuple[tuple[Pass, nn.Module, tuple[int, ...], str, str], ...] = (
 constant_ones)""",
         """
         scaled_dot_product_attention: f32[batch, 4, 6, 6] = scaled_dot_product_attention(x, x, x, None)""",
+    ),
+    (
+        RecognizeActivations(),
+        Apply(lambda _, x: x * F.relu6(x + 3) / 6),
+        IMAGE,
+        """
+        add: f32[batch, 4, 6, 6] = add.Tensor(x, 3)
+        relu6: f32[batch, 4, 6, 6] = relu6(add)
+        mul: f32[batch, 4, 6, 6] = mul.Tensor(x, relu6)
+        div: f32[batch, 4, 6, 6] = div.Tensor(mul, 6)""",
+        """
+        div: f32[batch, 4, 6, 6] = hardswish(x)""",
     ),
     (
         PoolGlobally(),
