@@ -191,10 +191,30 @@ def test_the_report_shows_the_frontier_and_which_points_were_timed() -> None:
         net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION, max_drop=0.7
     )
     shown = [(point.operators, point.latency_ms, point.candidate) for point in result.report.frontier]
-    assert shown[:2] == [(4, 3.0, "int8"), (2, 5.0, "int8 cut, 2 of 4 operators")]
+    assert shown == [(4, 3.0, "int8"), (2, 5.0, "int8 cut, 2 of 4 operators"), (0, 13.0, "float")]
     errors = [point.error for point in result.report.frontier]
     assert errors == sorted(errors, reverse=True)
     assert Report.from_dict(result.report.to_dict()).frontier == result.report.frontier
+
+
+@pytest.mark.usefixtures("traded")
+def test_for_size_the_layers_that_hurt_are_walked() -> None:
+    """Fewest layers in float are the smallest file, whatever they take."""
+    options = {"quantize": "int8", "calibration": CALIBRATION, "max_drop": 0.7}
+    result = fxcompress.optimize(net(), CALIBRATION[0][:2], objective="size", **options)
+    assert [entry.name for entry in result.report.candidates][2:] == ["int8", "int8, 1 layers in float"]
+    assert next(entry.name for entry in result.report.candidates if entry.chosen) == "int8, 1 layers in float"
+
+
+@pytest.mark.usefixtures("traded")
+def test_a_layer_that_breaks_the_outputs_counts_more_than_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [LayerError("conv2d", "", 30.0, 30.0, 0.5), LayerError("conv2d_1", "", 0.0, 0.0, float("inf"))]
+    monkeypatch.setattr(choosing, "ranked_layers", lambda *_: rows)
+    result = fxcompress.optimize(
+        net(), CALIBRATION[0][:2], quantize="int8", calibration=CALIBRATION, max_drop=0.7
+    )
+    assert result.report.frontier[0].error > 1.0
+    assert result.report.frontier[1].error < 1.0, "it is the first that is given up"
 
 
 @pytest.mark.usefixtures("traded")

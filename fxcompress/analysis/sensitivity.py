@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxcompress.errors import InputError
@@ -239,9 +240,15 @@ class _Switched(Executor):
         if n.target in DEQUANTIZE:
             return self._real(n)
         if _pads_integers(n):
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            return n.target(*args[:2], **kwargs)  # type: ignore[operator]
+            return self._padded(n)
         return super().run_node(n)
+
+    def _padded(self, node: fx.Node) -> Any:
+        """Pad the real numbers with what the integer that is padded with was written for."""
+        scale, zero = _quantize_of(node).args[1:3]
+        fill = walk.argument(node, "value") or 0
+        value = (float(fill) - float(zero)) * float(scale)  # type: ignore[arg-type]
+        return F.pad(self.env[node.args[0]], node.args[1], value=value)  # type: ignore[index, arg-type]
 
     def _real(self, node: fx.Node) -> Any:
         """Return what a dequantize stands for: the float tensor it was made of, or what it reads."""

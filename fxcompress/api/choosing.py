@@ -80,38 +80,53 @@ class Choosing:
         return self.request.quantize is not None and self.request.quantize.precision == "full"
 
     def widened(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Return the candidates, and where the fastest choice loses more than `max_drop`, one that does not.
+        """Return the candidates, and where the best choice loses more than `max_drop`, one that does not.
 
-        Prices tell beforehand which is the fastest; where there are none, any variant within the bound will
-        do.
+        Prices tell beforehand which is the fastest, and everything in integers is the smallest; where neither
+        helps, any variant within the bound will do.
         """
         bound, made = self.request.max_drop, self.made.variants
         if bound is None or not made or self.forced:
             return tuple(candidates)
         original, by_name = candidates[0], {item.name: item for item in candidates}
+        smallest = self.request.objective == "size"
         known: list[Step] = []
-        for variant in self._fastest_first():
+        for variant in made if smallest else self._fastest_first():
             known.append(Step(variant, by_name[variant.name], self._loss(original, by_name[variant.name])))
-            if known[-1].loss <= bound and (len(known) == 1 or not self.made.frontier):
+            best = len(known) == 1 or not (smallest or self.made.frontier)
+            if best and known[-1].loss <= bound:
                 return tuple(candidates)
-        with self.journal.step("rank-layers"):
-            ranked = ranked_layers(made[0], self.made.samples)
-        self._reweigh(ranked)
-        judge = partial(self._judged, original)
-        step = fastest_within(self.made.frontier, known, bound, judge)
-        if step is None and all(one.loss > bound for one in known):
-            step = walk(made[0], ranked, bound, judge)
+        step = self._walked(original, known, bound)
         if step is None or step in known:
             return tuple(candidates)
         variants = (*made, step.variant)
         self.made = replace(self.made, quantized=replace(self.made.quantized, variants=variants))
         return (*candidates, step.candidate)
 
+    def _walked(self, original: Candidate, known: Sequence[Step], bound: float) -> Step | None:
+        """The step within the bound that a walk finds; none where no layer can be left in float."""
+        full = self.made.variants[0]
+        if full.without is None:
+            return None
+        with self.journal.step("rank-layers"):
+            ranked = ranked_layers(full, self.made.samples)
+        judge = partial(self._judged, original)
+        if self.request.objective != "size":
+            self._reweigh(ranked)
+            step = fastest_within(self.made.frontier, known, bound, judge)
+            if step is not None or any(one.loss <= bound for one in known):
+                return step
+        return walk(full, ranked, bound, judge)
+
     def _reweigh(self, ranked: Sequence[LayerError]) -> None:
-        """Draw the frontier anew with what each layer alone was seen to do to the outputs."""
+        """Draw the frontier anew with what each layer alone was seen to do to the outputs.
+
+        A layer after which they are not finite counts more than all others.
+        """
         quantized = self.made.quantized
-        alone = {layer.node: layer.alone for layer in ranked if layer.alone is not None}
-        errors = {name: error**2 for name, error in alone.items() if math.isfinite(error)}
+        alone = {layer.node: layer.alone**2 for layer in ranked if layer.alone is not None}
+        worst = 1.0 + sum(error for error in alone.values() if math.isfinite(error))
+        errors = {name: error if math.isfinite(error) else worst for name, error in alone.items()}
         if quantized.reweighed is not None and errors:
             drawn = replace(quantized, frontier=quantized.reweighed(errors))
             self.made = replace(self.made, quantized=drawn)

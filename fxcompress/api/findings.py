@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fxcompress.analysis.cost import Cost, cost
 from fxcompress.analysis.prunability import prunability
-from fxcompress.api.candidates import ORIGINAL, Candidate, Choice
+from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
@@ -188,10 +188,10 @@ def _candidate(item: Candidate, findings: Findings) -> CandidateEntry:
 
 
 def _frontier(made: Compressed) -> Iterator[FrontierPoint]:
-    """The points of the cut's frontier; each names the variant of this choice, if one was made."""
+    """The points of the cut's frontier; each names the candidate of this choice, if one was made."""
     for point in made.frontier:
-        variant = made.variant(point.variant)
-        name = None if variant is None else variant.name
+        was_made = point.variant == FLOAT or made.variant(point.variant) is not None
+        name = point.variant if was_made else None
         yield FrontierPoint(len(point.operators), point.ms, point.error, name)
 
 

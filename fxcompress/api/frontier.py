@@ -1,14 +1,15 @@
 """`max_drop` walked, in one of two ways.
 
-Along the frontier of the cut (:func:`fastest_within`): its points go from the fastest to the most accurate,
-and the first that keeps within `max_drop` is searched by halves. What an operator saves is its price, what it
-costs is what its layer alone does to the outputs. (MobileNetV3-large, random weights, one thread, outputs
-that may move by 5 %: the sum of squares predicts 0.054 where 0.048 is measured, in 4.28 ms; by layers 4.89.)
+Along the frontier of the cut (:func:`fastest_within`), for speed: its points go from the fastest to the most
+accurate, and the first that keeps within `max_drop` is searched by halves. What an operator saves is its
+price, what it costs is what its layer alone does to the outputs. (MobileNetV3-large, random weights, one
+thread, outputs that may move by 5 %: the sum of squares predicts 0.054 where 0.048 is measured, in 4.28 ms;
+by layers 4.89.)
 
-By layers (:func:`walk`), where nothing has a price or no point keeps the bound: the worst one layer, two,
-four, ... of the int8 variant are left in float until the bound holds, and the count is then searched by
-halves, so that no more is given up than needed: about `2 log2(layers)` files are made and judged. That knows
-what hurts, and not what it saves.
+By layers (:func:`walk`), for size, and where nothing has a price or no point keeps the bound: the worst one
+layer, two, four, ... of the int8 variant are left in float until the bound holds, and the count is then
+searched by halves, so that no more is given up than needed: about `2 log2(layers)` files are made and judged.
+That knows what hurts, and not what it saves.
 
 What was given up is said in the notes of the variant and, operator by operator, in its plan.
 """
@@ -68,11 +69,16 @@ def fastest_within(
         max_drop: the bound.
         judge: how a variant becomes a candidate, and what that loses.
     """
-    best: Step | None = None
-    low, high = 0, len(points)  # the points before `low` lose too much, those from `high` do not
+    judged = {step.variant.name: step for step in known}
+    holding = (place for place, point in enumerate(points) if _holds(judged.get(point.variant), max_drop))
+    low, high = (
+        0,
+        next(holding, len(points)),
+    )  # the points before `low` lose too much, from `high` they do not
+    best = judged[points[high].variant] if high < len(points) else None
     while low < high:
         middle = (low + high) // 2
-        step = _at(points[middle], points[0], known, judge)
+        step = judged.get(points[middle].variant) or _at(points[middle], points[0], judge)
         if step is not None and step.loss > max_drop:
             low = middle + 1
         else:
@@ -80,11 +86,12 @@ def fastest_within(
     return best
 
 
-def _at(point: Tradeoff, fastest: Tradeoff, known: Sequence[Step], judge: Judge) -> Step | None:
+def _holds(step: Step | None, max_drop: float) -> bool:
+    return step is not None and step.loss <= max_drop
+
+
+def _at(point: Tradeoff, fastest: Tradeoff, judge: Judge) -> Step | None:
     """Make a point and judge it; None where nothing of it is in integers."""
-    for step in known:
-        if step.variant.name == point.variant:
-            return step
     plan = point.plan()
     if not plan.kernels:
         return None

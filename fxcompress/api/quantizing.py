@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from fxcompress.api.calibrating import measured_ranges
+from fxcompress.api.candidates import FLOAT
 from fxcompress.api.frontier import GIVEN_UP
 from fxcompress.api.mixing import Mix, Mixes, mixes
 from fxcompress.api.preparing import prepare, refine
@@ -96,7 +97,7 @@ class _Drafts:
 
     def quantized(self) -> Quantized:
         """Everything in int8 first, then mixtures of float and int8 that are none of those before."""
-        full = self.planned(self.options)
+        full = self.planned()
         if not full.kernels:
             self.journal.apply(QuantizeTensors(full), self.prepared)  # which says why
             return Quantized()
@@ -104,21 +105,28 @@ class _Drafts:
         if self.options.precision != "auto" or not self.request.target.timed:
             return Quantized(tuple(made))
         chosen = mixes(self.request, self.prepared, self.ranges, self.prepared.flat_example(), self.journal)
-        names = {chosen.everything: FULL}
+        named = [(full.kernels, FULL)]
+        names = {frozenset[str](): FLOAT}
         for mix in chosen.found:
-            plan = self.planned(self.options, mix.operators)
-            same = next((item.name for item in made if item.plan and item.plan.kernels == plan.kernels), None)
+            plan = self.planned(mix.operators)
+            same = next((name for kernels, name in named if kernels == plan.kernels), None)
             if plan.kernels and same is None:
+                named.append((plan.kernels, mix.name))
                 made.append(self.made(mix.name, plan, chosen.notes))
             names[mix.operators] = same or mix.name
+        if chosen.everything not in names and self.planned(chosen.everything).kernels == full.kernels:
+            names[chosen.everything] = FULL
         frontier = partial(self.frontier, chosen, names)
         return Quantized(tuple(made), frontier(None), frontier)
 
-    def planned(self, options: Quantize, integers: frozenset[str] | None = None) -> QuantizationPlan:
-        """Decide; `integers` are the operators in int8 where prices chose them."""
+    def planned(
+        self, integers: frozenset[str] | None = None, spared: frozenset[str] = frozenset()
+    ) -> QuantizationPlan:
+        """Decide; `integers` are the operators in int8 where prices chose them, `spared` stay in float."""
+        ranges, target = self.ranges, self.request.target
         with self.journal.step("plan-quantization"):
             return plan_quantization(
-                self.prepared, self.ranges, self.request.target, options, integers=integers
+                self.prepared, ranges, target, self.options, integers=integers, spared=spared
             )
 
     def made(self, name: str, plan: QuantizationPlan, notes: tuple[str, ...] = ()) -> Variant:
@@ -129,8 +137,7 @@ class _Drafts:
 
     def without(self, operators: frozenset[str]) -> Variant | None:
         """Everything in int8 except some operators; None where nothing is left."""
-        spared = replace(self.options, exclude=(*self.options.exclude, *sorted(operators)))
-        plan = self.planned(spared)
+        plan = self.planned(spared=operators)
         return self.made(FULL, _giving_up(plan, operators)) if plan.kernels else None
 
     def frontier(
@@ -153,7 +160,7 @@ class _Drafts:
         )
 
     def _point(self, mix: Mix, given_up: frozenset[str]) -> QuantizationPlan:
-        return _giving_up(self.planned(self.options, mix.operators), given_up)
+        return _giving_up(self.planned(mix.operators), given_up)
 
 
 def _giving_up(plan: QuantizationPlan, operators: frozenset[str]) -> QuantizationPlan:

@@ -49,7 +49,7 @@ class Tradeoff:
     """A point of the latency-accuracy frontier of the cut that is made where the points before lose too much.
 
     Args:
-        variant: the name of the variant of this choice: one that was made anyway, or is made when asked for.
+        variant: the name of this choice: of a candidate that was made anyway, or of one to make.
         operators: node names of the operators in int8.
         ms: predicted milliseconds of the operators that have prices.
         error: predicted relative error, from what each operator does alone: only its order means much.

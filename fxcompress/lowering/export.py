@@ -31,6 +31,7 @@ from torch.onnx._internal.exporter import _core
 from fxcompress.errors import LoweringError
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
+from fxcompress.lowering.blind_rows import open_blind_rows
 from fxcompress.lowering.decompose import ORIGIN, LocalProgram, registry
 from fxcompress.lowering.lift import lift
 from fxcompress.lowering.runtime_forms import runtime_forms
@@ -59,7 +60,7 @@ def export(program: Program, opset: int) -> Exported:
     Raises:
         LoweringError: an operator has no ONNX form.
     """
-    lifted = lift(runtime_forms(program))
+    lifted = lift(runtime_forms(open_blind_rows(program)))
     try:
         with _quiet():
             written = _core.export(

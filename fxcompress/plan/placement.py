@@ -71,6 +71,17 @@ class Placement:
     guarded: list[str] = field(default_factory=list)
     schemes: dict[str, Scheme] = field(default_factory=dict)
 
+    def owner_read(self, source: fx.Node) -> str | None:
+        """Return the owner of the scale that a tensor is read by, perhaps through layout that has no pair of
+        its own; None where it is read in float.
+        """
+        while source.name not in self.tensors:
+            row = role(source)
+            if row is None or row.kind not in KEEPS_SCALE or source.name not in self.kernels:
+                return None
+            source = activations(source, row)[0]
+        return self.tensors[source.name]
+
     def roots(self) -> list[str]:
         """Return the tensors that own a scale."""
         return list(dict.fromkeys(self.tensors.values()))
@@ -86,6 +97,7 @@ def place(
     target: Target,
     exclude: Sequence[str] = (),
     integers: AbstractSet[str] | None = None,
+    spared: AbstractSet[str] = frozenset(),
 ) -> Placement:
     """Decide the precision of every operator.
 
@@ -95,8 +107,9 @@ def place(
         exclude: shell patterns of node names, parameter names or module paths that stay in float.
         integers: the names of the operators that run in int8 where the target has a kernel for them, and no
             others; layout follows what it reads. None stands for rules 1 and 2.
+        spared: names of operators that stay in float.
     """
-    placer = _Placer(program, target, tuple(exclude), integers)
+    placer = _Placer(program, target, tuple(exclude), integers, spared)
     placer.contractions()
     placer.find_wanted()
     placer.movers()
@@ -113,8 +126,10 @@ class _Placer:
         target: Target,
         exclude: tuple[str, ...],
         integers: AbstractSet[str] | None = None,
+        spared: AbstractSet[str] = frozenset(),
     ) -> None:
         self.program, self.target, self.exclude, self.integers = program, target, exclude, integers
+        self.spared = spared
         self.calls = [node for node in program.graph.nodes if node.op == "call_function"]
         self.result = Placement()
         self.root: dict[fx.Node, fx.Node] = {}
@@ -174,7 +189,8 @@ class _Placer:
         return None
 
     def _excluded(self, node: fx.Node, row: Role | None = None) -> bool:
-        return excluded(self.exclude, node, operand(node, row.weight) if row is not None else None)
+        weight = operand(node, row.weight) if row is not None else None
+        return node.name in self.spared or excluded(self.exclude, node, weight)
 
     def movers(self) -> None:
         """Rules 2 and 3, in graph order."""

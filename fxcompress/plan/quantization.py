@@ -28,7 +28,7 @@ from fxcompress.numerics.weight_ranges import mse_channel_scales
 from fxcompress.ops.quantization import GATES, Kind, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
 from fxcompress.plan.operand_schemes import place_in_agreement
-from fxcompress.plan.placement import Placement, tensors_of
+from fxcompress.plan.placement import Placement, place, tensors_of
 from fxcompress.plan.quantization_plan import (
     ActivationScheme,
     BiasScheme,
@@ -67,6 +67,8 @@ what its integers then mean. The integer 255 stands for 255/256 instead of one.
 
 def tensors_to_observe(program: Program, target: Target, options: Quantize | None = None) -> list[str]:
     """Return the node names whose ranges :func:`plan_quantization` needs: what to pass to `calibrate`."""
+    if not target.uniform:  # what stays in float, so that each tensor has one scheme, depends on ranges
+        return tensors_of_any_choice(program, target, options)
     return _placement(program, target, options or Quantize()).observed()
 
 
@@ -75,14 +77,15 @@ def capable_operators(program: Program, target: Target, options: Quantize | None
 
     `""` stands for those without a kernel of their own: absorbed rectifiers, layout.
     """
-    everything = {node.name for node in program.graph.nodes}
-    return _placement(program, target, options or Quantize(), everything).kernels
+    return _any_choice(program, target, options or Quantize()).kernels
 
 
 def tensors_of_any_choice(program: Program, target: Target, options: Quantize | None = None) -> list[str]:
     """Return the node names whose ranges some plan may need, whichever operators run in int8."""
     kernels = capable_operators(program, target, options)
-    observed = set(tensors_to_observe(program, target, options))
+    observed = set(_any_choice(program, target, options or Quantize()).observed())
+    if target.uniform:
+        observed.update(tensors_to_observe(program, target, options))
     for node in program.graph.nodes:
         row = role(node)
         if node.name in kernels and row is not None:
@@ -97,11 +100,13 @@ def plan_quantization(
     options: Quantize | None = None,
     *,
     integers: AbstractSet[str] | None = None,
+    spared: AbstractSet[str] = frozenset(),
 ) -> QuantizationPlan:
     """Decide the precision of every operator and the scheme of every quantized tensor.
 
     `ranges` holds at least :func:`tensors_to_observe`. `integers` names the operators that run in int8, and
     no others do; for any of them :func:`tensors_of_any_choice` must be there. None leaves it to rules.
+    `spared` names operators that stay in float.
 
     Raises:
         InputError: a range is missing or not finite.
@@ -109,8 +114,7 @@ def plan_quantization(
     nodes = {node.name: node for node in program.graph.nodes}
     asked = options or Quantize()
     masks = unbounded(program.graph.nodes, ranges)
-    spared = replace(asked, exclude=(*asked.exclude, *masks))
-    place_without = partial(_placement_without, program, target, spared, integers)
+    place_without = partial(_placement_without, program, target, asked, integers, {*spared, *masks})
     placement = reached(place_without(()), nodes, ranges, place_without)
     placement.declined.update({name: UNBOUNDED for name in masks if name in placement.declined})
     chosen = _activation_schemes(placement, nodes, ranges, target)
@@ -138,20 +142,31 @@ def _placement_without(
     target: Target,
     options: Quantize,
     integers: AbstractSet[str] | None,
-    spared: tuple[str, ...],
+    spared: AbstractSet[str],
+    idle: tuple[str, ...],
 ) -> Placement:
-    return _placement(program, target, replace(options, exclude=(*options.exclude, *spared)), integers)
+    return _placement(program, target, options, integers, {*spared, *idle})
+
+
+def _any_choice(program: Program, target: Target, options: Quantize) -> Placement:
+    """Everything in integers that can be, whether or not kernels agree on the scheme of a tensor."""
+    everything = {node.name for node in program.graph.nodes}
+    return place(program, replace(target, narrowest_group=0), options.exclude, everything)
 
 
 def _placement(
-    program: Program, target: Target, options: Quantize, integers: AbstractSet[str] | None = None
+    program: Program,
+    target: Target,
+    options: Quantize,
+    integers: AbstractSet[str] | None = None,
+    spared: AbstractSet[str] = frozenset(),
 ) -> Placement:
     """Place with what the user asked for: full precision, and a choice that was made by prices, ignore what
     the target measured as too slow.
     """
     priced = options.precision == "full" or integers is not None
     chosen = replace(target, narrowest_group=0) if priced else target
-    return place_in_agreement(program, chosen, options.exclude, integers)
+    return place_in_agreement(program, chosen, options.exclude, integers, spared)
 
 
 def gate_name(node: str) -> str:

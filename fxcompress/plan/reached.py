@@ -39,14 +39,8 @@ def reached(
 
 
 def _is_idle(node: fx.Node, placement: Placement, ranges: Mapping[str, Range]) -> bool:
-    source = _input(node)
-    while source.name not in placement.tensors:
-        source = _input(source)
-    seen = ranges.get(placement.tensors[source.name])
-    return seen is not None and seen.low == seen.high == 0.0
-
-
-def _input(node: fx.Node) -> fx.Node:
     row = role(node)
     assert row is not None
-    return activations(node, row)[0]
+    owner = placement.owner_read(activations(node, row)[0])
+    seen = None if owner is None else ranges.get(owner)
+    return seen is not None and seen.low == seen.high == 0.0

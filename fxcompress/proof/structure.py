@@ -147,19 +147,23 @@ def _scheme_faults(
         names = " or ".join(sorted({scheme.dtype for scheme in wanted}))
         yield f"{_label(node)} makes {zeros.dtype}, not {names}"
     elif all(scheme.symmetric for scheme in fitting) and zeros.any():
-        yield f"{_label(node)} has the zero point {int(zeros.item())}: the target knows 0 only"
+        yield f"{_label(node)} has the zero point {int(zeros.flat[0])}: the target knows 0 only"
 
 
 def operands(file: _File, target: Target) -> Iterator[str]:
-    """The activation that a weighted operator in integers reads is of its kernel's scheme."""
+    """The activation that a weighted operator in integers reads is of its kernel's scheme.
+
+    A MatMul may be either form of a linear. Of operators without a weight a file does not say whether they
+    run in integers: one that reads others than it wants runs in float.
+    """
     for node in file.of(*WEIGHTED):
-        pair = file.pair(node.input[0])
         kind, batched = WEIGHTED[node.op_type]
+        pair = _pair_above(file, node.input[0], target)
         if target.uniform or pair is None or kind not in target.kernels or file.integer_weight(node) is None:
             continue
         found = _numbers(file, pair)
-        wanted = target.activation_scheme(kind, batched=batched)
-        for fault in () if found is None else _scheme_faults(pair, found.zeros, (wanted,)):
+        wanted = {target.activation_scheme(kind), target.activation_scheme(kind, batched=batched)}
+        for fault in () if found is None else _scheme_faults(pair, found.zeros, wanted):
             yield f"{_label(node)} reads integers that are not its own: {fault}"
 
 
@@ -181,7 +185,7 @@ def weights(file: _File, target: Target) -> Iterator[str]:
             yield f"{_label(node)} has an int8 weight, and the target no integer kernel for it"
             continue
         yield from _weight_faults(file, node, pair, target.weight_scheme(kind, batched=batched))
-        if not _reads_integers(file, node.input[0], target):
+        if _pair_above(file, node.input[0], target) is None:
             yield f"{_label(node)} has an int8 weight, and its input is not quantized"
 
 
@@ -205,13 +209,14 @@ def _weight_faults(file: _File, node: onnx.NodeProto, pair: onnx.NodeProto, want
         yield f"the weight of {_label(node)} uses more than 7 bits"
 
 
-def _reads_integers(file: _File, name: str, target: Target) -> bool:
-    while file.pair(name) is None:
+def _pair_above(file: _File, name: str, target: Target) -> onnx.NodeProto | None:
+    """Return the DQ that a value comes from, through layout where the target moves pairs through it."""
+    while (pair := file.pair(name)) is None:
         node = file.maker.get(name)
         if target.repeats_pairs or node is None or node.op_type not in LAYOUT:
-            return False
+            return None
         name = node.input[0]
-    return True
+    return pair
 
 
 def biases(file: _File, target: Target) -> Iterator[str]:

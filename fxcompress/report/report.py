@@ -137,7 +137,8 @@ class FrontierPoint:
     Attributes:
         operators: how many are in integers.
         latency_ms: of the operators that have a price: the order of the points, not a model's latency.
-        error: relative, from the noise of each operator alone.
+        error: relative, from the noise that each operator brings in; where `max_drop` was walked, from what
+            each layer alone was seen to do to the outputs.
         candidate: the one that was made of this choice, None where none was.
     """
 

@@ -141,6 +141,9 @@ class Target:
     def __post_init__(self) -> None:
         for scheme in self.activation_schemes:
             _check_activations(scheme)
+        for kind in (Kind.LAYOUT, Kind.PAD):
+            if kind in self.kernels and self.kernels[kind].activations is not None:
+                raise InputError(f"{kind} has the scheme of what it reads, and none of its own")
         if Kind.HARD_SIGMOID in self.kernels and self.activation_schemes != {ASYMMETRIC}:
             raise InputError("a hard sigmoid is the clamping of uint8 with a zero point, in any activation")
         for scheme in (self.weights, *(kernel.weights for kernel in self._all() if kernel.weights)):

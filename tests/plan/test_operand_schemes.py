@@ -12,16 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxcompress
+from fxcompress.analysis.calibration import calibrate
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
 from fxcompress.lowering.lower import lower
 from fxcompress.ops.quantization import Kind
+from fxcompress.passes.remove_identities import RemoveIdentities
 from fxcompress.plan.operand_schemes import place_in_agreement
 from fxcompress.plan.placement import place
+from fxcompress.plan.quantization import plan_quantization, tensors_of_any_choice
 from fxcompress.plan.quantization_plan import Quantize
 from fxcompress.proof.structure import structural_faults
 from fxcompress.targets.onnxruntime import onnxruntime
 from fxcompress.targets.target import ASYMMETRIC, SYMMETRIC, Kernel, Scheme, Target
+from fxcompress.targets.tensorrt import tensorrt
 from tests.passes.models import Apply
 from tests.plan.quantized import VNNI, quantized
 from tests.targets.forms import conv
@@ -78,6 +82,57 @@ def test_a_tensor_that_two_want_differently_serves_the_first() -> None:
     assert structural_faults(lower(after), MIXED) == ()
 
 
+def test_what_clashes_decides_nothing() -> None:
+    """The addition wants int8 of what is uint8: it runs in float, the next convolution does not."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        y = model.d(x := model.c(x))
+        return model.e(y + x)
+
+    added = replace(MIXED.kernels[Kind.ADD], activations=SYMMETRIC)
+    target = replace(MIXED, kernels={**MIXED.kernels, Kind.ADD: added})
+    model = Apply(forward, c=conv(8, 8), d=conv(8, 8), e=conv(8, 8))
+    options = Quantize(precision="full")
+    _, plan, _ = quantized(model, (torch.randn(2, 8, 4, 4),), target=target, options=options)
+    assert [item.node for item in plan.declined] == ["add"]
+    assert plan.activations["add"].dtype == "uint8"
+    assert {plan.precision[name] for name in ("conv2d", "conv2d_1", "conv2d_2")} == {"int8"}
+
+
+def test_a_choice_without_what_decided_a_scheme_has_the_ranges_it_needs() -> None:
+    """With the convolution in float, the linear that gave way to it is in integers."""
+    program = RemoveIdentities().run(capture(Head(pooled=False).eval(), (IMAGE,))).program
+    ranges = calibrate(program, [(IMAGE,)], tensors_of_any_choice(program, MIXED))
+    plan = plan_quantization(program, ranges, MIXED, spared=frozenset({"conv2d"}))
+    assert plan.precision["linear"] == "int8"
+    assert plan_quantization(program, ranges, MIXED).precision["linear"] == "float"
+
+
+def test_operators_are_spared_by_their_name_alone() -> None:
+    """A module may be called what another one's operator is."""
+    model = Apply(
+        lambda m, x: m.linear(torch.tanh(m.first(x))), first=nn.Linear(8, 8), linear=nn.Linear(8, 4)
+    )
+    program = capture(model.eval(), (torch.randn(2, 8),))
+    placement = place(program, MIXED, spared={"linear"})
+    assert placement.contractions == ["linear_1"]
+
+
+def test_a_fused_addition_wants_its_own_integers_too() -> None:
+    """The other branch of a skip connection is quantized for the addition."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return model.e(torch.tanh(x) + model.c(x))
+
+    added = Kernel("Add", writes_integers=False, activations=SYMMETRIC)
+    target = replace(tensorrt(), activations=ASYMMETRIC, kernels={**tensorrt().kernels, Kind.ADD: added})
+    _, plan, _ = quantized(
+        Apply(forward, c=conv(8, 8), e=conv(8, 8)), (torch.randn(2, 8, 4, 4),), target=target
+    )
+    assert plan.activations["tanh"].dtype == "int8"
+    assert plan.activations["add"].dtype == "uint8"
+
+
 def test_a_target_of_one_scheme_is_placed_as_before() -> None:
     program = capture(Head().eval(), (IMAGE,))
     assert place_in_agreement(program, VNNI) == place(program, VNNI)
@@ -98,6 +153,8 @@ def test_what_optimize_returns_is_proven_and_keeps_the_outputs() -> None:
 def test_schemes_that_no_kernel_reads_are_refused() -> None:
     with pytest.raises(InputError, match="one scale per tensor"):
         replace(MIXED, batched_linear=Kernel("MatMul", activations=Scheme("int8", True, per_channel=True)))
+    with pytest.raises(InputError, match="layout has the scheme of what it reads"):
+        replace(MIXED, kernels={**MIXED.kernels, Kind.LAYOUT: Kernel("", activations=SYMMETRIC)})
     target = onnxruntime(set())
     with pytest.raises(InputError, match="hard sigmoid is the clamping of uint8"):
         replace(target, kernels={**target.kernels, Kind.ADD: Kernel("Add", activations=SYMMETRIC)})
