@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxcompress.analysis.sensitivity import PIECE, Sensitivity, _Switched, sensitivity
+from fxcompress.analysis.sensitivity import PIECE, Sensitivity, sensitivity
+from fxcompress.analysis.switched import Switched
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
@@ -63,7 +64,7 @@ def study(model: nn.Module, target=VNNI, **options: object) -> tuple[Program, Pr
 def test_hard_sigmoids_between_other_integers_are_computed_in_float(target):
     """Once they were left out, and the outputs of MobileNetV3 were infinite with any layer in integers."""
     before, after, found = study(Hard(), target, samples=3)
-    values = _Switched(before, after).float_values([DATA[0]])
+    values = Switched(before, after).float_values([DATA[0]])
     (outputs,) = values[walk.output_node(after)]
     with torch.no_grad():
         torch.testing.assert_close(outputs, before(DATA[0]))
@@ -77,7 +78,7 @@ def test_a_guarded_convolution_reads_scales_by_channel(spared: str):
     torch.manual_seed(0)
     before, plan, after = quantized(Hard(), (DATA[0],), options=Quantize(exclude=(spared,)))
     assert plan.guarded == ((spared,) if spared == "conv2d_2" else ())
-    runner = _Switched(before, after)
+    runner = Switched(before, after)
     values = runner.float_values([DATA[0]])
     (outputs,) = values[walk.output_node(after)]
     with torch.no_grad():
@@ -89,7 +90,7 @@ def test_a_guarded_convolution_reads_scales_by_channel(spared: str):
 @pytest.mark.parametrize("target", [VNNI, tensorrt(), portable()], ids=lambda target: target.name)
 def test_switched_off_pairs_leave_the_float_program(target):
     before, after, found = study(Net(), target, samples=3)
-    values = _Switched(before, after).float_values([DATA[0]])
+    values = Switched(before, after).float_values([DATA[0]])
     (outputs,) = values[walk.output_node(after)]
     with torch.no_grad():
         torch.testing.assert_close(outputs, before(DATA[0]))
