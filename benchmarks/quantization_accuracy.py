@@ -35,10 +35,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import cifar_images, digits_training, hostile_model, resnet20_model, token_model
+from benchmarks.quantization_accuracy_views import OURS, PER_TENSOR, Row, goals, table
 from benchmarks.quantization_peers import PEERS, quantize_static_best
 from examples import digits
 from fxcompress.api import quantizing
@@ -58,13 +58,8 @@ ALONE = 2
 """Calibration draws of the techniques that are measured alone."""
 IMAGES = 512
 BATCH = 32
-POINTS = 0.5
-"""What the upper bound of our drop may be at most, in points."""
-
 PLAIN = Quantize(precision="full", equalize=False, smooth=False, correct_bias=False, calibrator="minmax")
-OURS = "ours"
 BASE = "min-max alone"
-PER_TENSOR = "quantize_static per tensor"
 
 
 def _with(**options: Any) -> Quantize:
@@ -98,20 +93,6 @@ class Subject:
     pool: Tensor
     images: Tensor
     labels: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One quantizer on one network, one calibration draw; `lost` has a number per test image."""
-
-    subject: str
-    quantizer: str
-    seed: int
-    drop: float
-    flipped: float
-    decibels: float
-    seconds: float
-    lost: tuple[int, ...]
 
 
 def subjects(data: Path | None) -> list[Subject]:
@@ -233,59 +214,6 @@ def _row(
     )
 
 
-def upper_bound(rows: Sequence[Row]) -> float:
-    """The upper end of the 95 % interval of the drop in points: images are paired, and draws vary too."""
-    lost = np.array([row.lost for row in rows], dtype=np.float64)
-    images, draws = lost.mean(axis=0), lost.mean(axis=1)
-    variance = images.var(ddof=1) / len(images)
-    if len(draws) > 1:
-        variance += draws.var(ddof=1) / len(draws)
-    return 100.0 * float(lost.mean() + 1.96 * np.sqrt(variance))
-
-
-def of(rows: Sequence[Row], subject: str, quantizer: str) -> list[Row]:
-    """The rows of one quantizer on one network."""
-    return [row for row in rows if (row.subject, row.quantizer) == (subject, quantizer)]
-
-
-def mean(rows: Sequence[Row], figure: str) -> float:
-    """The mean of a figure."""
-    return float(np.mean([getattr(row, figure) for row in rows]))
-
-
-def goals(rows: Sequence[Row]) -> list[tuple[str, bool]]:
-    """What the benchmark promises, and whether it holds."""
-    result = []
-    for subject in dict.fromkeys(row.subject for row in rows):
-        ours = of(rows, subject, OURS)
-        bound = upper_bound(ours)
-        if "spread" in subject:
-            plain, kept = mean(of(rows, subject, PER_TENSOR), "drop"), mean(ours, "drop")
-            text = f"{subject}: per-tensor min-max loses {plain:.1f} points (> 10), ours {kept:.2f} (<= 1)"
-            result.append((text, plain > 10.0 and kept <= 1.0))
-            continue
-        result.append((f"{subject}: our drop is at most {bound:.2f} points (<= {POINTS})", bound <= POINTS))
-        for name in PEERS:
-            theirs = of(rows, subject, name)
-            flips, other = mean(ours, "flipped"), mean(theirs, "flipped")
-            result.append((f"{subject}: flipped {flips:.2f} %, {name} {other:.2f} %", flips <= other))
-            ratio, other = mean(ours, "decibels"), mean(theirs, "decibels")
-            result.append((f"{subject}: logits {ratio:.1f} dB, {name} {other:.1f} dB", ratio >= other))
-    return result
-
-
-def table(rows: Sequence[Row], subject: str) -> Table:
-    """All quantizers on one network, draws averaged."""
-    made = Table(title=subject, title_justify="left")
-    for heading in ("quantizer", "drop, points", "upper 95 %", "flipped, %", "logits, dB", "seconds"):
-        made.add_column(heading, justify="left" if heading == "quantizer" else "right")
-    for name in dict.fromkeys(row.quantizer for row in rows if row.subject == subject):
-        found = of(rows, subject, name)
-        figures = (mean(found, "drop"), upper_bound(found), mean(found, "flipped"), mean(found, "decibels"))
-        made.add_row(name, *(f"{figure:.2f}" for figure in figures), f"{mean(found, 'seconds'):.1f}")
-    return made
-
-
 def main() -> int:
     """Measure, print, and write where asked; 0 when the goals are met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -304,7 +232,7 @@ def main() -> int:
             console.print(table(rows, subject.name))
     if not rows:
         parser.error(f"no network is called {options.only}")
-    verdicts = goals(rows)
+    verdicts = goals(rows, PEERS)
     measured = dict.fromkeys(row.subject for row in rows)
     text = f"{options.seeds} draws (>= {SEEDS}) of {', '.join(measured)}"
     verdicts.append((text, options.seeds >= SEEDS and {"ResNet-20", "digits CNN"} <= measured.keys()))
