@@ -95,10 +95,8 @@ def _options() -> argparse.Namespace:
 
 
 def _line(subject: Subject, rounds: int, clock: object) -> Line:
-    torch.manual_seed(0)
-    model = subject.build().eval()
+    program = program_of(subject)
     inputs = torch.randn(subject.shape, generator=torch.Generator().manual_seed(0))
-    program = capture(model, torch.cat([inputs, inputs]))
     made = make(subject, program)
     files = {label: file.SerializeToString() for label, (_, file) in made.items()}
     feeds = {program.signature.inputs[0]: inputs.numpy()}
@@ -115,6 +113,15 @@ def _line(subject: Subject, rounds: int, clock: object) -> Line:
         _pair([len(executed(file)) for _, file in made.values()]),
         rounds,
     )
+
+
+def program_of(subject: Subject) -> Program:
+    """The network of a subject."""
+    torch.manual_seed(0)
+    model = subject.build().eval()
+    if subject.static:
+        return capture(torch.export.export(model, (torch.randn(subject.shape),)))
+    return capture(model, torch.randn(2, *subject.shape[1:]))
 
 
 def make(subject: Subject, program: Program) -> dict[str, tuple[Program, onnx.ModelProto]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 PACKAGES = ("torch", "onnxruntime", "transformers", "nncf", "openvino", "torch-pruning")
 HERE = Path(__file__).parents[1]
+MEASURED = ("fxcompress", "passes", "benchmarks", "examples", "constraints.txt")
+"""What figures depend on: the page that a run writes is not among it."""
 
 
 def stamped(*more: str) -> str:
@@ -18,7 +20,7 @@ def stamped(*more: str) -> str:
 def _commit() -> str:
     try:
         commit = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED)
     except (OSError, subprocess.CalledProcessError):
         return version("fxcompress")
     return f"{commit}, changed since" if changed else commit

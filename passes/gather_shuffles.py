@@ -6,7 +6,9 @@
 The same numbers in the same places. Inside an int8 network the runtime works with channels last, where the
 transposition of five dimensions moves single bytes: 116 channels at 28 x 28 take 0.37 ms of a unit that takes
 0.29 ms without the shuffle, the selection takes 0.01 ms (232 at 14 x 14: 0.20 and 0.03 ms; onnxruntime 1.31,
-one thread, AVX-512). In float both are copies of whole rows.
+one thread, AVX-512). In float both are copies of whole rows. All of ShuffleNetV2 with a static batch takes
+0.84 [0.76, 0.91] of the time; with a dynamic one 0.99, since the runtime then goes back to channels first
+before it shuffles.
 """
 
 from __future__ import annotations

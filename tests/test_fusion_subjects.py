@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import onnx
 import pytest
-import torch
 
-from benchmarks.fusion import make
+from benchmarks.fusion import make, program_of
 from benchmarks.fusion_models import SUBJECTS, UNTIMED, Subject
 from fxcompress.api.quantizing import INTEGER_FORMS
-from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.lowering.lower import FORMS, REWRITES
 from fxcompress.recipes import LOSSLESS
@@ -31,9 +29,7 @@ def test_every_rule_is_measured_or_is_there_for_another_reason() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: f"{subject.rule}: {subject.network}")
 def test_the_rule_applies_to_its_network(subject: Subject) -> None:
-    torch.manual_seed(0)
-    program = capture(subject.build().eval(), torch.randn(2, *subject.shape[1:]))
-    without, whole = make(subject, program).values()
+    without, whole = make(subject, program_of(subject)).values()
     assert written(*without) != written(*whole)
 
 
