@@ -246,7 +246,7 @@ def _squeezed() -> nn.Module:
     )
 
 
-def _spelled_twice() -> nn.Module:
+def _spelled_out() -> nn.Module:
     return Written(_spelled, a=nn.Conv2d(64, 64, 1), b=nn.Conv2d(64, 64, 1), c=nn.Conv2d(64, 64, 1))
 
 
@@ -298,14 +298,14 @@ SUBJECTS = (
     ),
     Subject(
         "recognize-activations",
-        "2 x 1x1 conv, hard-swish spelled out; 64 at 28",
-        _spelled_twice,
+        "3 x 1x1 conv, hard-swish spelled out; 64 at 28",
+        _spelled_out,
         (1, 64, 28, 28),
     ),
     Subject(
         "recognize-activations",
         "INT8: the same",
-        _spelled_twice,
+        _spelled_out,
         (1, 64, 28, 28),
         integers=True,
     ),

@@ -5,11 +5,12 @@
     x * relu6(x + 3) / 6       =>   hardswish(x)
     x * hardsigmoid(x)         =>   hardswish(x)
 
-however the scales are spread: `c * clamp(a x + b, low, high)` is a hard sigmoid if `a c = 1/6`, `b c = 1/2`,
-`low c = 0` and `high c = 1`, to what float32 can tell ("Searching for MobileNetV3", Howard et al. 2019, has
-both functions, and networks of that time spell them out). A runtime fuses the operator into the convolution
-before it, and in integers it is a clamp that quantization does anyway; four operators on their own it keeps.
-Keras' `clamp(0.2 x + 0.5, 0, 1)` is another function and stays.
+whichever numbers it is written with: `c * clamp(a x + b, low, high)` is a hard sigmoid if `a c = 1/6`,
+`b c = 1/2`, `low c = 0` and `high c = 1`, to what the type can tell, and a factor of the gate may stand
+behind the product ("Searching for MobileNetV3", Howard et al. 2019, has both functions, and networks of that
+time spell them out). A runtime fuses the operator into the convolution before it, and in integers it is a
+clamp that quantization does anyway; four operators on their own it keeps. Keras' `clamp(0.2 x + 0.5, 0, 1)`
+is another function and stays.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from fxcompress.passes.shape_facts import operand, value_of
 aten = torch.ops.aten
 
 CLAMPS = frozenset({aten.relu6.default, aten.hardtanh.default, aten.clamp.default})
-TOLERANCE = 2.0**-24
-"""Relative: half a step of float32, in which 1/6 is written as 0.16666667."""
+ROUNDED = 2.0**-50
+"""Relative error of a few products of Python's numbers."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ def _recognized(clamp: Node) -> Iterator[str]:
     if bounds is None or source is None or made is None or not made.is_floating_point():
         return
     lines = [line for line in _behind(source) if _has_type(line.x, made.dtype)]
+    least = max(torch.finfo(made.dtype).eps / 2, ROUNDED)  # in float32, 1/6 is written as 0.16666667
     for end, factor in _scaled(clamp):
         for line in lines:
-            if _is_hard_sigmoid(line, bounds, factor):
+            if _is_hard_sigmoid(line, bounds, factor, least):
                 set_call(end, aten.hardsigmoid.default, (line.x,))
                 yield f"{end.name} is a hard sigmoid of {line.x.name}"
                 return
         for line in lines:
             for product, whole in _products(end, line.x, factor):
-                if _is_hard_sigmoid(line, bounds, whole):
+                if _is_hard_sigmoid(line, bounds, whole, least):
                     set_call(product, aten.hardswish.default, (line.x,))
                     yield f"{product.name} is a hard-swish of {line.x.name}"
                     return
@@ -99,21 +101,21 @@ def _gated(product: Node) -> Iterator[str]:
             return
 
 
-def _is_hard_sigmoid(line: _Line, bounds: tuple[float, float], factor: float) -> bool:
-    """Whether `factor * clamp(line, *bounds)` is `clamp(x / 6 + 1/2, 0, 1)`."""
+def _is_hard_sigmoid(line: _Line, bounds: tuple[float, float], factor: float, least: float) -> bool:
+    """Whether `factor * clamp(line, *bounds)` is `clamp(x / 6 + 1/2, 0, 1)`, but for errors of `least`."""
     low, high = bounds
     found = (line.scale * factor * 6.0, line.shift * factor * 2.0, high * factor)
-    return low == 0.0 and all(abs(number - 1.0) <= TOLERANCE for number in found)
+    return low == 0.0 and all(abs(number - 1.0) <= least for number in found)
 
 
 def _behind(node: Node) -> Iterator[_Line]:
-    """The tensor itself, and what it is a line of, step by step."""
+    """The tensor itself, and what it is a line of, step by step; with one shift, since two may round."""
     scale, shift = 1.0, 0.0
     current: Node | None = node
     while current is not None:
         yield _Line(current, scale, shift)
         step = _step(current)
-        if step is None:
+        if step is None or (shift and step[1]):
             return
         scale, shift, current = scale * step[0], shift + scale * step[1], operand(current)
 

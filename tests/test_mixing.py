@@ -199,7 +199,7 @@ def test_the_report_shows_the_frontier_and_which_points_were_timed() -> None:
 
 @pytest.mark.usefixtures("traded")
 def test_for_size_the_layers_that_hurt_are_walked() -> None:
-    """Fewest layers in float are the smallest file, whatever they take."""
+    """Few layers in float are a small file, whatever they take."""
     options = {"quantize": "int8", "calibration": CALIBRATION, "max_drop": 0.7}
     result = fxcompress.optimize(net(), CALIBRATION[0][:2], objective="size", **options)
     assert [entry.name for entry in result.report.candidates][2:] == ["int8", "int8, 1 layers in float"]

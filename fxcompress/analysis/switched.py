@@ -62,7 +62,8 @@ class Switched(Executor):
         scale, zero = _quantize_of(node).args[1:3]
         fill = walk.argument(node, "value") or 0
         value = (float(fill) - float(zero)) * float(scale)  # type: ignore[arg-type]
-        return F.pad(self.env[node.args[0]], node.args[1], value=value)  # type: ignore[index, arg-type]
+        (real, amounts, *_), _ = self.fetch_args_kwargs_from_env(node)
+        return F.pad(real, amounts, value=value)
 
     def _real(self, node: fx.Node) -> Any:
         """Return what a dequantize stands for: the float tensor it was made of, or what it reads."""

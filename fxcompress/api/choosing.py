@@ -91,7 +91,7 @@ class Choosing:
         original, by_name = candidates[0], {item.name: item for item in candidates}
         smallest = self.request.objective == "size"
         known: list[Step] = []
-        for variant in made if smallest else self._fastest_first():
+        for variant in made[:1] if smallest else self._fastest_first():
             known.append(Step(variant, by_name[variant.name], self._loss(original, by_name[variant.name])))
             best = len(known) == 1 or not (smallest or self.made.frontier)
             if best and known[-1].loss <= bound:

@@ -71,10 +71,9 @@ def fastest_within(
     """
     judged = {step.variant.name: step for step in known}
     holding = (place for place, point in enumerate(points) if _holds(judged.get(point.variant), max_drop))
-    low, high = (
-        0,
-        next(holding, len(points)),
-    )  # the points before `low` lose too much, from `high` they do not
+    # Before `low` all lose too much, from `high` on none does.
+    low = 0
+    high = next(holding, len(points))
     best = judged[points[high].variant] if high < len(points) else None
     while low < high:
         middle = (low + high) // 2

@@ -198,6 +198,22 @@ def _pools_to_one(node: fx.Node) -> bool:
     return list(arguments(node)["output_size"]) == [1]
 
 
+def hard_sigmoid(_: fx.Node, given: Given) -> Tensor:
+    """X => clamp(x / 6 + 1/2, 0, 1); onnxruntime computes the operator in float32 and shorter alone."""
+    gate: Tensor = (given["self"] / 6 + 0.5).clamp(0.0, 1.0)
+    return gate
+
+
+def hard_swish(node: fx.Node, given: Given) -> Tensor:
+    """X => x * hardsigmoid(x)."""
+    result: Tensor = given["self"] * hard_sigmoid(node, given)
+    return result
+
+
+def _is_double(node: fx.Node) -> bool:
+    return walk.dtype(node) == torch.float64
+
+
 def attention(_: fx.Node, given: Given) -> Tensor:
     """q[.., L, E], k[.., S, E], v[.., S, F] => y[.., L, F]; fewer than four dimensions are one batch."""
     query, key, value = given["query"], given["key"], given["value"]
@@ -235,6 +251,8 @@ def _is_not_of_heads(node: fx.Node) -> bool:
 
 FORMS: Mapping[Any, Form] = {
     aten.scaled_dot_product_attention.default: attention,
+    aten.hardsigmoid.default: hard_sigmoid,
+    aten.hardswish.default: hard_swish,
     aten.adaptive_avg_pool1d.default: mean_of_positions,
     aten.avg_pool2d.default: mean_of_image,
     aten.cdist.default: cdist,
@@ -268,5 +286,7 @@ _COVERS: Mapping[Form, Callable[[fx.Node], bool]] = {
     mean_of_positions: _pools_to_one,
     mean_of_image: _pools_everything,
     attention: _is_not_of_heads,
+    hard_sigmoid: _is_double,
+    hard_swish: _is_double,
 }
 """Which uses of an operator a form is for, where it is not for all."""

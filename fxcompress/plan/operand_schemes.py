@@ -46,7 +46,8 @@ def place_in_agreement(
 def _agree(program: Program, target: Target, placement: Placement) -> dict[str, str]:
     """State the scheme of every tensor in the placement; return what cannot have it, with the reason.
 
-    What clashes runs in float in the end, so it decides nothing.
+    What clashes runs in float in the end, so it decides nothing; nor is it tried again where what it clashed
+    with turns out to run in float as well.
     """
     decided: dict[str, tuple[Scheme, str]] = {}
     clashes: dict[str, str] = {}

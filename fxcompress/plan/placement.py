@@ -47,6 +47,7 @@ from fxcompress.targets.target import Kernel, Scheme, Target
 
 NOT_CHOSEN = "float was chosen: with the conversions around it, integers would take longer or cost accuracy"
 READS_FLOAT = "integers would cost more conversions than they save: its neighbours are in float"
+SPARED = "left in float by whoever asked for the plan"
 UNKNOWN = "no quantization rule for this operator"
 
 
@@ -166,7 +167,7 @@ class _Placer:
 
     def _fault(self, node: fx.Node, row: Role) -> str | None:
         if self._excluded(node, row):
-            return "excluded by name"
+            return SPARED if node.name in self.spared else "excluded by name"
         fault = contraction_fault(self.program, node, row, self.target)
         if fault is None and self.integers is not None and node.name not in self.integers:
             return NOT_CHOSEN
@@ -242,7 +243,7 @@ class _Placer:
         if row.kind not in self.target.kernels:
             return self.target.float_reasons.get(row.kind, "no integer kernel")
         if self._excluded(node):
-            return "excluded by name"
+            return SPARED if node.name in self.spared else "excluded by name"
         fault = movement_fault(node, row)
         if fault is not None:
             return fault

@@ -13,6 +13,7 @@ from fxcompress.analysis.sensitivity import PIECE, Sensitivity, sensitivity
 from fxcompress.analysis.switched import Switched
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
+from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
 from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.plan.quantization_plan import Quantize
@@ -71,6 +72,23 @@ def test_hard_sigmoids_between_other_integers_are_computed_in_float(target):
     assert {"conv2d", "conv2d_2", "linear"} <= {row.node for row in found.layers}
     assert all(0.0 < (row.alone or 0.0) < 0.2 for row in found.layers if row.node.startswith("conv2d"))
     assert 0.0 < found.total < 0.3
+
+
+def test_padding_by_sizes_of_the_image() -> None:
+    """Integers padded by a size that is no number."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = F.hardswish(model.a(x))
+        return model.b(F.pad(x, (x.shape[3] // 4, 1, x.shape[2] // 4, 1)))
+
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=8, max=64)}
+    program = capture(Apply(forward, a=conv(3), b=conv()).eval(), (DATA[0],), dynamic_shapes={"x": sizes})
+    plan = planned(program, Quantize(precision="full"))
+    after = QuantizeTensors(plan).run(program).program
+    assert any("pad" in name for name in plan.kernels)
+    (outputs,) = Switched(program, after).float_values([DATA[0]])[walk.output_node(after)]
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, program(DATA[0]))
 
 
 @pytest.mark.parametrize("spared", ["conv2d_1", "conv2d_2"])

@@ -72,8 +72,25 @@ def test_a_factor_that_float32_cannot_tell_from_a_sixth() -> None:
     assert_same_function(program, outcome.program, 1e-6)
 
 
+def test_in_float64_only_what_float64_cannot_tell() -> None:
+    program = capture(Apply(lambda _, x: x * F.relu6(x + 3) * 0.16666667), torch.randn(2, 3)).to(
+        torch.float64
+    )
+    assert RecognizeActivations().run(program).changed == ()
+
+
+@pytest.mark.parametrize("written", ["scaled at the end", "by the gate's operator"])
+def test_a_model_of_doubles_is_deployed(written: str) -> None:
+    """The runtime has no hard sigmoid of float64."""
+    torch.manual_seed(0)
+    model = Apply(lambda m, x: SWISHES[written](m.f(x)), f=torch.nn.Linear(3, 4)).double().eval()
+    result = fxcompress.optimize(model, torch.randn(2, 3).double())
+    assert "HardSigmoid" not in [node.op_type for node in result.onnx.graph.node]
+
+
 KEPT: dict[str, Function] = {
     "Keras": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
+    "two shifts, which float32 rounds": lambda x: F.relu6((x + 1e8) - (1e8 - 3)) / 6,
     "rounded": lambda x: x * F.relu6(x + 3) * 0.1667,
     "another shift": lambda x: x * F.relu6(x + 2) / 6,
     "another bound": lambda x: x * torch.clamp(x + 3, 0, 5) / 6,
