@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import CodeType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxcompress.errors import InputError
+from fxcompress.graph.modes import in_training
 
 _RESTORED = (
     nn.modules.dropout._DropoutNd,
@@ -18,9 +19,20 @@ _RESTORED = (
 
 
 def refuse_training(model: nn.Module) -> None:
-    """Raise InputError for a module that is in training mode and would do something else in evaluation."""
+    """Raise InputError for a module that is in training mode and would do something else in evaluation.
+
+    The mode of a graph is in its nodes: what torch.export makes is always flagged as training, and refuses to
+    be told otherwise.
+    """
     for name, module in model.named_modules():
-        if module.training and _reads_mode(module):
+        if isinstance(module, fx.GraphModule):
+            refused = next((node for node in module.graph.nodes if in_training(node)), None)
+            if refused is not None:
+                raise InputError(
+                    f"the graph {name or 'of the model'} was made in training mode: {refused.format_node()}",
+                    hint="call model.eval() before torch.export, or move_exported_model_to_eval after it",
+                )
+        elif module.training and _reads_mode(module):
             raise InputError(
                 f"the model is in training mode ({name or 'the model'}: {type(module).__name__})",
                 hint="call model.eval() before capturing; program.train() brings training mode back",

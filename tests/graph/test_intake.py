@@ -320,3 +320,27 @@ def test_a_tied_weight_is_not_masked_for_those_who_read_it_without() -> None:
     with torch.no_grad():
         torch.testing.assert_close(program(ids), model(ids))
     assert not any("set to zero" in note for note in program.notes)
+
+
+class Normed(nn.Module):
+    """A batch norm and a dropout: both do something else in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)))
+
+
+def test_the_mode_of_a_graph_is_in_its_nodes() -> None:
+    """Modules of torch.export, and of the pt2e quantizers of torchao, are flagged as training for good."""
+    x = torch.randn(2, 3, 8, 8)
+    model = Normed().eval()
+    exported = torch.export.export(model, (x,)).module()
+    assert exported.training
+    with torch.no_grad():
+        torch.testing.assert_close(capture(exported, (x,))(x), model(x), rtol=0.0, atol=0.0)
+    with pytest.raises(InputError, match="was made in training mode: %batch_norm") as caught:
+        capture(torch.export.export(Normed().train(), (x,)).module(), (x,))
+    assert "before torch.export" in str(caught.value)

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 import fxcompress
 from fxcompress.graph.capture import capture
 from fxcompress.passes.recognize_activations import RecognizeActivations
+from fxcompress.plan.quantization_plan import Quantize
 from tests.passes.fusing import assert_fuses, short
 from tests.passes.models import Apply, Case, assert_same_function
+from tests.plan.quantized import planned
 from tests.targets.forms import conv
 
 Function = Callable[[Tensor], Tensor]
@@ -117,7 +119,7 @@ def test_another_function_stays(written: str) -> None:
 def test_in_int8_it_runs_in_integers_as_the_operator_does() -> None:
     """MobileNetV3 as it was published: four operators of float between every two convolutions."""
     images = [torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    options = fxcompress.Quantize(precision="full")
+    options = Quantize(precision="full")
 
     def kernels(swish: Function) -> tuple[list[str], list[str]]:
         def forward(model: torch.nn.Module, x: Tensor) -> Tensor:
@@ -127,10 +129,9 @@ def test_in_int8_it_runs_in_integers_as_the_operator_does() -> None:
 
         torch.manual_seed(0)
         model = Apply(forward, c=conv(3), d=conv(), e=conv(), f=conv()).eval()
-        result = fxcompress.optimize(model, images[0], quantize=options, calibration=images)
-        assert result.plan.quantization is not None
-        declined = [item.reason for item in result.plan.quantization.declined]
-        return list(result.plan.quantization.kernels.values()), declined
+        program = RecognizeActivations().run(capture(model, images[0])).program
+        plan = planned(program, options)
+        return list(plan.kernels.values()), [item.reason for item in plan.declined]
 
     assert kernels(SWISHES["scaled at the end"]) == kernels(F.hardswish)
     assert kernels(F.hardswish) == (["QLinearConv", "QLinearMul"] * 3 + ["QLinearConv"], [])
