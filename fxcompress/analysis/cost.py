@@ -1,6 +1,7 @@
 """What a program costs, and what it would cost at other widths.
 
-MACs are per sample at the example's spatial size; parameters count trainable tensors, bytes every stored one.
+MACs are per sample at the example's spatial size; parameters count trainable tensors and the
+integers of such, bytes every stored one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fxcompress.axes.expression import Axis, Dim, leaves
 from fxcompress.axes.positions import width
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import is_parameter
 from fxcompress.ops.cost import MACS, Term
 from fxcompress.ops.dimensions.space import Space
 from fxcompress.ops.dimensions.table import rule_for
@@ -80,7 +82,7 @@ def collect(program: Program, space: Space) -> Terms:
         if node.op == "get_attr":
             tensor = walk.tensor(program, node)
             stored.append((float(tensor.element_size()), space.of(node)))
-            if isinstance(tensor, torch.nn.Parameter):
+            if is_parameter(program, node):
                 parameters.append((1.0, space.of(node)))
     return Terms(tuple(macs), tuple(parameters), tuple(stored))
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch.fx import Node
 
 from fxcompress.analysis.cost import Cost, samples_of
@@ -14,6 +13,7 @@ from fxcompress.analysis.propagate import propagate
 from fxcompress.analysis.residual import terms
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import is_parameter
 from fxcompress.ops.cost import MACS
 
 
@@ -31,11 +31,11 @@ class DepthPrice:
             removed: by name of the addition, the position of the operand that stays.
         """
         live = live_nodes(self.program, removed)
-        stored = [walk.tensor(self.program, node) for node in live if node.op == "get_attr"]
+        stored = {node: walk.tensor(self.program, node) for node in live if node.op == "get_attr"}
         return Cost(
             sum(value for node, value in self.macs.items() if node in live),
-            sum(tensor.numel() for tensor in stored if isinstance(tensor, torch.nn.Parameter)),
-            sum(tensor.numel() * tensor.element_size() for tensor in stored),
+            sum(tensor.numel() for node, tensor in stored.items() if is_parameter(self.program, node)),
+            sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
         )
 
 

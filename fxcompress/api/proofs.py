@@ -71,7 +71,7 @@ def _prove_written(made: Compressed, item: Candidate, inputs: Batch, target: Tar
     found = integer_bound(made.deployed, item.program, item.model, inputs, optimize=False)
     detail = (
         f"the file as written, without a runtime's fusions, against the program at {found.output!r}; "
-        f"{found.off_by_one:.2%} of the integers at {found.quantizers} quantizations are off, by one step; "
+        f"{found.off_by_one:.2%} of the integers at {found.quantizers} quantizations are off, by a tie; "
         f"{pairs} pairs stand as {target.name} reads them"
     )
     return Proof("integer-structure", found.error, found.bound, detail)
@@ -84,7 +84,7 @@ def _prove_integers(made: Compressed, item: Candidate, inputs: Batch) -> Proof:
 def _integers(found: IntegerBound) -> Proof:
     detail = (
         f"session against program at {found.output!r}; the bound is half of the quantization error and twice "
-        f"what single steps make of the unoptimised session; "
+        f"what ties between two integers make of the outputs; "
         f"{found.off_by_one:.2%} of the integers at {found.quantizers} quantizations are off, by one step"
     )
     return Proof("integer-bound", found.error, found.bound, detail)

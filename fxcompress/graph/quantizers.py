@@ -28,11 +28,13 @@ integers = torch.ops.quantized_decomposed
 
 QUANTIZE, DEQUANTIZE = integers.quantize_per_tensor.default, integers.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = integers.dequantize_per_channel.default
+DEQUANTIZE_BLOCKS = integers.dequantize_per_channel_group.default
 
 _FAKE = (aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_tensor_affine.tensor_qparams)
 _FAKE_CHANNELS = (aten.fake_quantize_per_channel_affine.default, integers.fake_quant_per_channel.default)
 _QUANTIZERS = (QUANTIZE, integers.quantize_per_tensor.tensor)
 _DEQUANTIZERS = (DEQUANTIZE, integers.dequantize_per_tensor.tensor)
+_REAL = (*_DEQUANTIZERS, DEQUANTIZE_CHANNELS, DEQUANTIZE_BLOCKS)
 _PARTS = (*_FAKE, *_FAKE_CHANNELS, *_QUANTIZERS, integers.quantize_per_channel.default)
 
 
@@ -74,6 +76,13 @@ def settle_quantizers(program: Holder) -> list[str]:
 def is_quantized(program: Holder) -> bool:
     """Whether a program dequantizes something."""
     return any(node.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS) for node in program.module.graph.nodes)
+
+
+def is_parameter(program: Holder, node: fx.Node) -> bool:
+    """Whether a stored tensor is a trainable parameter, or the integers of one."""
+    if isinstance(walk.tensor(program, node), torch.nn.Parameter):
+        return True
+    return any(user.target in _REAL and user.args[0] is node for user in node.users)
 
 
 def drop_quantizers(program: Holder) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
 
+from fxcompress.analysis.cost import cost
 from fxcompress.errors import InputError
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
@@ -58,6 +59,11 @@ def test_every_form_is_captured_with_its_scales_and_lowered(build: Callable[[], 
     bound = integer_bound(plain, program, lower(program), [IMAGES])
     assert bound.quantizers >= 2
     assert bound.off_by_one < 0.01
+
+
+def test_weights_that_are_stored_as_integers_are_parameters_still() -> None:
+    """Two convolutions and a linear, with their biases."""
+    assert cost(capture(eager(), IMAGES)).params == 8 * 3 * 9 + 8 * 8 * 9 + 5 * 8 + 8 + 8 + 5
 
 
 def test_scales_are_those_of_training() -> None:
