@@ -1,7 +1,7 @@
 """What a program costs, and what it would cost at other widths.
 
-MACs are per sample at the example's spatial size; parameters count trainable tensors and the
-integers of such, bytes every stored one.
+MACs are per sample at the example's spatial size; parameters count trainable tensors and stored
+integers that stand for such, bytes every stored one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fxcompress.axes.expression import Axis, Dim, leaves
 from fxcompress.axes.positions import width
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.graph.quantizers import is_parameter
 from fxcompress.ops.cost import MACS, Term
 from fxcompress.ops.dimensions.space import Space
 from fxcompress.ops.dimensions.table import rule_for
+from fxcompress.ops.quantization import Kind, role
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,23 @@ def collect(program: Program, space: Space) -> Terms:
             if is_parameter(program, node):
                 parameters.append((1.0, space.of(node)))
     return Terms(tuple(macs), tuple(parameters), tuple(stored))
+
+
+def is_parameter(program: Program, node: Node) -> bool:
+    """Whether a stored tensor is trainable, or holds integers that are dequantized or looked up."""
+    tensor = walk.tensor(program, node)
+    if isinstance(tensor, torch.nn.Parameter):
+        return True
+    return not tensor.is_floating_point() and any(_reads_integers(user, node) for user in node.users)
+
+
+def _reads_integers(user: Node, node: Node) -> bool:
+    if str(user.target).startswith("quantized_decomposed.dequantize"):
+        return user.args[0] is node
+    row = role(user)
+    if row is None or row.kind is not Kind.LOOKUP or row.weight is None:
+        return False
+    return walk.argument(user, row.weight) is node
 
 
 def price(program: Program, space: Space) -> Price:

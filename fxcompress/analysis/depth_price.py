@@ -8,12 +8,11 @@ from math import prod
 
 from torch.fx import Node
 
-from fxcompress.analysis.cost import Cost, samples_of
+from fxcompress.analysis.cost import Cost, is_parameter, samples_of
 from fxcompress.analysis.propagate import propagate
 from fxcompress.analysis.residual import terms
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.graph.quantizers import is_parameter
 from fxcompress.ops.cost import MACS
 
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from fxcompress.analysis.cost import collect
 from fxcompress.analysis.groups import Analysis, Member, axis_name, member_of
 from fxcompress.axes.expression import Axis, leaves
 from fxcompress.axes.positions import width
 from fxcompress.graph import walk
-from fxcompress.graph.quantizers import is_parameter
 from fxcompress.ops.cost import Term
 
 UNREMARKABLE = frozenset({"a kernel", "a single position"})
@@ -128,7 +129,7 @@ def _frozen(analysis: Analysis) -> dict[Axis, list[Member]]:
     """The frozen axes of parameters, with the dimensions in which they occur."""
     found: dict[Axis, list[Member]] = defaultdict(list)
     for node in walk.tensor_nodes(analysis.program):
-        if is_parameter(analysis.program, node):
+        if isinstance(walk.tensor(analysis.program, node), torch.nn.Parameter):
             for place, dim in enumerate(analysis.space.of(node)):
                 for axis in _remarkable(dict.fromkeys(leaves(dim))):
                     found[axis].append(member_of(analysis.program, node, place, dim))

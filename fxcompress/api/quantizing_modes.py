@@ -259,8 +259,8 @@ def _prove_products(
     worst = max(found, key=lambda item: item.closest)
     detail = (
         f"session against program at {worst.output!r}; the bound is half of the quantization error and twice "
-        f"that of the unoptimised session; each of {worst.products} products alone, on equal inputs, is at "
-        f"{worst.closest:.2g} of what rounding explains"
+        f"what single roundings make of the outputs; each of {worst.products} products alone, on equal "
+        f"inputs, is at {worst.closest:.2g} of what rounding explains"
     )
     return Proof("product-bound", worst.error, worst.bound, detail)
 

@@ -28,13 +28,11 @@ integers = torch.ops.quantized_decomposed
 
 QUANTIZE, DEQUANTIZE = integers.quantize_per_tensor.default, integers.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = integers.dequantize_per_channel.default
-DEQUANTIZE_BLOCKS = integers.dequantize_per_channel_group.default
 
 _FAKE = (aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_tensor_affine.tensor_qparams)
 _FAKE_CHANNELS = (aten.fake_quantize_per_channel_affine.default, integers.fake_quant_per_channel.default)
 _QUANTIZERS = (QUANTIZE, integers.quantize_per_tensor.tensor)
 _DEQUANTIZERS = (DEQUANTIZE, integers.dequantize_per_tensor.tensor)
-_REAL = (*_DEQUANTIZERS, DEQUANTIZE_CHANNELS, DEQUANTIZE_BLOCKS)
 _PARTS = (*_FAKE, *_FAKE_CHANNELS, *_QUANTIZERS, integers.quantize_per_channel.default)
 
 
@@ -76,13 +74,6 @@ def settle_quantizers(program: Holder) -> list[str]:
 def is_quantized(program: Holder) -> bool:
     """Whether a program dequantizes something."""
     return any(node.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS) for node in program.module.graph.nodes)
-
-
-def is_parameter(program: Holder, node: fx.Node) -> bool:
-    """Whether a stored tensor is a trainable parameter, or the integers of one."""
-    if isinstance(walk.tensor(program, node), torch.nn.Parameter):
-        return True
-    return any(user.target in _REAL and user.args[0] is node for user in node.users)
 
 
 def drop_quantizers(program: Holder) -> None:
@@ -143,7 +134,7 @@ def _settle_channels(program: Holder, node: fx.Node) -> bool:
     shape = [-1 if dim == axis % weight.dim() else 1 for dim in range(weight.dim())]
     whole = torch.round(weight * (1.0 / scale.float()).reshape(shape)).clamp(low, high).to(torch.int8)
     name = str(_input(node).target)
-    stored = edit.add_tensor(program, f"{name}_int8", whole)
+    stored = _integers(program, name, whole)
     steps = edit.add_tensor(program, f"{name}_scale", scale.float())
     nothing = edit.add_tensor(program, f"{name}_zero_point", torch.zeros(len(scale), dtype=torch.int64))
     form = (stored, steps, nothing, axis, -128, 127, torch.int8)
@@ -160,9 +151,17 @@ def _stored(program: Holder, source: fx.Node, form: _Form) -> fx.Node | None:
         return None
     form = form.moved(-128)
     whole = torch.clamp(torch.round(weight * (1.0 / form.scale)) + form.zero, form.low, form.high)
-    stored = edit.add_tensor(program, f"{source.target}_int8", whole.to(torch.int8))
+    stored = _integers(program, str(source.target), whole.to(torch.int8))
     args = (stored, form.scale, form.zero, -128, 127, torch.int8)
     return edit.call_before(min(source.users), DEQUANTIZE, args, name=f"{stored.name}_dq")
+
+
+def _integers(program: Holder, name: str, whole: torch.Tensor) -> fx.Node:
+    """Store the integers of a weight, once where several quantizations of it give the same."""
+    for node in walk.tensor_nodes(program):
+        if str(node.target).startswith(f"{name}_int8") and torch.equal(walk.tensor(program, node), whole):
+            return node
+    return edit.add_tensor(program, f"{name}_int8", whole)
 
 
 def _quantized(node: fx.Node, source: fx.Node, form: _Form) -> fx.Node:

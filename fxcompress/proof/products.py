@@ -4,7 +4,7 @@
 they have been compared, so that each operator is judged alone, on equal inputs; with the runtime's
 optimizations off and on.
 
-- Integers that a run-time quantization writes are within one step, in the file as written at ties only.
+- Integers that a run-time quantization writes are within one step.
 - A product is off by at most `32 eps (|x| |W| + |b|)`: sums of float32 in another order. (Sums of integers
   are exact.) Where the program rounds activations in blocks, the runtime may round by other rules or not at
   all, and what that rounding does to this product on this input is added.
@@ -33,7 +33,7 @@ from fxcompress.graph.program import Program
 from fxcompress.lowering.runtime_forms import before_rounding
 from fxcompress.proof.exposure import inner_values, outputs_of
 from fxcompress.proof.integer import check_tail, end_to_end
-from fxcompress.proof.ties import flips
+from fxcompress.proof.ties import KERNEL, Flips, flips
 
 SUMS = 32.0 * float(np.finfo(np.float32).eps)
 """Relative to the sum of magnitudes: a sum of n terms is off by some sqrt(n) eps."""
@@ -82,7 +82,7 @@ def product_bound(
     written, plain = _follow(program, model, inputs, optimize=False)
     deployed, opened = _follow(program, model, inputs, optimize=True)
     session = outputs_of(model, inputs, optimize=True)
-    tied = [plain, opened] if deployed.ties else [plain]
+    tied = [plain, opened] if deployed.ties() else [plain]
     worst = end_to_end(float_program, program, inputs, session, tied)
     closest = max(written.closest, deployed.closest)
     return ProductBound(written.compared, closest, *worst)
@@ -91,7 +91,7 @@ def product_bound(
 def _follow(
     program: Program, model: onnx.ModelProto, inputs: Sequence[Tensor], *, optimize: bool
 ) -> tuple[_Follower, list[NDArray[Any]]]:
-    follower = _Follower(program, ties_only=not optimize)
+    follower = _Follower(program)
     inner, session = inner_values(model, list(follower.judged), inputs, optimize=optimize)
     follower.inner = inner
     with torch.no_grad():
@@ -104,10 +104,8 @@ def _follow(
 class _Follower(Executor):
     """Runs a program, compares its integers and products with the session's, goes on with those."""
 
-    def __init__(self, program: Program, *, ties_only: bool) -> None:
+    def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self.ties_only = ties_only
-        self.ties = True
         self.inner: Mapping[str, NDArray[Any]] = {}
         calls = [node for node in program.graph.nodes if node.op == "call_function"]
         self.products = {
@@ -120,6 +118,7 @@ class _Follower(Executor):
             if node.name in self.products and (source := before_rounding(node.args[0])) is not None
         }
         self.kept: dict[str, Tensor] = {}
+        self.flips: list[Flips] = []
         self.compared = 0
         self.closest = 0.0
 
@@ -166,11 +165,15 @@ class _Follower(Executor):
         self.closest = max(self.closest, share)
 
     def _judge_integers(self, node: fx.Node, mine: Tensor, theirs: Tensor) -> None:
-        value, *scheme = self.fetch_args_kwargs_from_env(node)[0]
-        found = flips(value, mine, theirs, [float(number) for number in scheme[:4]])
-        if found.steps > 1 or (self.ties_only and not found.ties):
-            raise _failure(node, found.said(node.name))
-        self.ties = self.ties and found.ties
+        value, scale, zero, *_ = self.fetch_args_kwargs_from_env(node)[0]
+        found = flips(value, mine, theirs, float(scale), float(zero))
+        if found.steps > 1:
+            raise _failure(node, found.said(node.name, KERNEL))
+        self.flips.append(found)
+
+    def ties(self) -> bool:
+        """Whether all that sets the session apart are ties at run-time quantizations."""
+        return bool(self.flips) and not self.unrounded and all(found.ties(KERNEL) for found in self.flips)
 
 
 def _magnitudes(tree: Any) -> Any:

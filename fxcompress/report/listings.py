@@ -106,7 +106,7 @@ def _program_facts(program: Program, contents: Contents) -> RenderableType:
     made = tables.table("Program", "", "")
     made.show_header = False
     _signature_rows(made, contents)
-    made.add_row("trainable parameters", units.count(price.params))
+    made.add_row("parameters", units.count(price.params))
     made.add_row("stored values", units.count(contents.elements))
     made.add_row("MACs per sample", units.count(price.macs))
     made.add_row("tensor bytes", units.size(price.bytes))

@@ -66,6 +66,32 @@ def test_weights_that_are_stored_as_integers_are_parameters_still() -> None:
     assert cost(capture(eager(), IMAGES)).params == 8 * 3 * 9 + 8 * 8 * 9 + 5 * 8 + 8 + 8 + 5
 
 
+class Tied(nn.Module):
+    """One weight, rounded twice."""
+
+    def __init__(self, *scales: float) -> None:
+        super().__init__()
+        self.weight, self.scales = nn.Parameter(torch.randn(8, 8)), scales
+
+    def forward(self, x: Tensor) -> Tensor:
+        for scale in self.scales:
+            x = nn.functional.linear(
+                x, torch.fake_quantize_per_tensor_affine(self.weight, scale, 0, -127, 127)
+            )
+        return x
+
+
+@pytest.mark.parametrize(("scales", "copies"), [((0.02, 0.02), 1), ((0.02, 0.03), 2)])
+def test_a_tied_weight_is_stored_once_where_its_integers_are_equal(
+    scales: tuple[float, float], copies: int
+) -> None:
+    model, x = Tied(*scales).eval(), torch.randn(2, 8)
+    program = capture(model, x)
+    assert cost(program).params == copies * 64
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_scales_are_those_of_training() -> None:
     model = eager()
     trained = [

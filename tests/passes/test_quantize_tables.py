@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxcompress
+from fxcompress.analysis.cost import cost
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
@@ -59,6 +60,11 @@ def test_before_and_after() -> None:
         add = add(embedding, embedding_1)""")
     assert made.changed == ("t stored as int8, one scale per row",)
     assert made.lookups == ("embedding", "embedding_1")
+
+
+def test_a_table_of_integers_counts_as_the_parameters_it_was() -> None:
+    program = twice()
+    assert cost(QuantizeTables().run(program).program).params == cost(program).params
 
 
 def test_every_element_is_within_half_a_step_of_its_row() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import onnx
@@ -19,8 +19,10 @@ from fxcompress.passes.change_floats import ChangeFloats
 from fxcompress.passes.contract import Pass
 from fxcompress.passes.quantize_dynamically import QuantizeDynamically
 from fxcompress.passes.quantize_weights import QuantizeWeights
+from fxcompress.proof import products
 from fxcompress.proof.halves import half_bound
 from fxcompress.proof.products import product_bound
+from fxcompress.proof.ties import Flips
 from tests.passes.models import Apply
 from tests.proof.artefacts import with_tensor
 
@@ -127,6 +129,42 @@ def test_a_file_without_the_products_is_caught() -> None:
     program, _ = artefact(INT4)
     with pytest.raises(ProofError, match="steps|away|not in the ONNX file"):
         product_bound(plain(), program, lower(plain()), [TOKENS])
+
+
+def test_blocks_that_the_runtime_rounds_otherwise_do_not_widen_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each product alone may be a whole rounding off; together they stay below half of what it costs."""
+    program, model = artefact(QuantizeWeights(bits=8, activations="int8"))
+    product_bound(plain(), program, model, [TOKENS])
+    other = with_level(model, 1)
+    for name in ("inner_values", "outputs_of"):
+        original = getattr(products, name)
+        monkeypatch.setattr(products, name, partial(_swapped, original, other))
+    with pytest.raises(ProofError, match="quantization itself costs"):
+        product_bound(plain(), program, model, [TOKENS])
+
+
+def _swapped(
+    original: Callable[..., object], other: onnx.ModelProto, model: onnx.ModelProto, *args: object,
+    optimize: bool
+) -> object:  # fmt: skip
+    """The optimising session alone runs another file."""
+    return original(other if optimize else model, *args, optimize=optimize)
+
+
+@pytest.mark.parametrize(("move", "allowed"), [(0.0, True), (0.3, False)])
+def test_ties_at_run_time_widen_the_bound(
+    move: float, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ties make of the opened session counts; one integer that is off by more, and it does not."""
+    program, model = artefact(DYNAMIC)
+    seen: list[int] = []
+    original, flipped = products.end_to_end, Flips(10, 1, 1, move)
+    monkeypatch.setattr(products, "flips", lambda *_: flipped)
+    monkeypatch.setattr(products, "end_to_end", lambda *args: seen.append(len(args[-1])) or original(*args))
+    product_bound(plain(), program, model, [TOKENS])
+    assert seen == [2 if allowed else 1]
 
 
 def test_half_precision_is_held_to_what_it_costs() -> None:
