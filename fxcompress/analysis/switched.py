@@ -18,9 +18,11 @@ from torch import Tensor, fx
 from fxcompress.graph import walk
 from fxcompress.graph.execute import Executor
 from fxcompress.graph.program import Program
+from fxcompress.graph.rectifiers import is_rectified
 from fxcompress.numerics.affine import as_float32
 from fxcompress.ops.quantization import Kind, role
 
+aten = torch.ops.aten
 _ops = torch.ops.quantized_decomposed
 QUANTIZE = _ops.quantize_per_tensor.default
 BY_TENSOR = _ops.dequantize_per_tensor.default
@@ -55,6 +57,8 @@ class Switched(Executor):
             return self._real(n)
         if _pads_integers(n):
             return self._padded(n)
+        if n.target is aten.clamp.default and _is_integer(n):
+            return self.env[n.args[0]]  # type: ignore[index]
         return super().run_node(n)
 
     def _padded(self, node: fx.Node) -> Any:
@@ -70,7 +74,8 @@ class Switched(Executor):
         stored = node.args[0]
         assert isinstance(stored, fx.Node)
         if stored.op != "get_attr":
-            return _reread(self.env[stored], _quantize_of(stored).args[1:], self._read(node))
+            real = _reread(self.env[stored], _quantize_of(stored).args[1:], self._read(node))
+            return real.relu() if is_rectified(node) else real
         known = self.stored.get(float_name(str(stored.target)))
         return known if known is not None else Executor.run_node(self, node)
 
@@ -101,7 +106,10 @@ class Switched(Executor):
             args = [self._attribute(arg) for arg in node.args]
             return node.target(*args)  # type: ignore[operator]
         written = _quantize_of(stored).args[1:]
-        return BY_TENSOR(QUANTIZE(values[stored], *written), *self._read(node), *written[2:])
+        whole = QUANTIZE(values[stored], *written)
+        if stored.target is aten.clamp.default:
+            whole = whole.clamp(*stored.args[1:3])
+        return BY_TENSOR(whole, *self._read(node), *written[2:])
 
     def _read(self, node: fx.Node) -> tuple[float, int]:
         """The scale and zero point that an activation is read by; where they are stated by channel, as they
@@ -146,6 +154,10 @@ def _reread(value: Tensor, written: Sequence[Any], read: tuple[float, int]) -> T
 def float_name(stored: str) -> str:
     """Return the name of the float parameter that integers are stored for."""
     return stored.removesuffix("_int8").removesuffix("_int32").removesuffix("_int4")
+
+
+def _is_integer(node: fx.Node) -> bool:
+    return not walk.dtype(node).is_floating_point
 
 
 def _pads_integers(node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ from fxcompress.api.request import Request
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.errors import NotSupported
 from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import drop_quantizers, is_quantized
 from fxcompress.pipeline import Journal, Progress
 from fxcompress.plan.quantization import Quantize
 from fxcompress.recipes.recipe import recipe_of
@@ -34,6 +35,8 @@ def attribution(
 ) -> Sensitivity:
     """Fold and quantize a program wherever the target can, and measure what that does at each layer.
 
+    Of a program that came quantized it is its own quantization that is measured.
+
     Args:
         program: as it was captured; it stays as it is.
         calibration: batches that can be read more than once.
@@ -56,11 +59,23 @@ def attribution(
     journal = Journal(progress)
     start = journal.apply_all(request.recipe.before, program)
     deployed = journal.apply_all(request.recipe.after, start)
+    if is_quantized(deployed):
+        return _of_its_own(deployed, calibration, journal, samples, limit)
     made = quantized(request, deployed, Calibration(calibration, calibration), journal).variants
     if not made or made[0].reference is None:
         raise NotSupported("nothing of this program can be quantized: there is no error to attribute")
     with journal.step("rank-layers"):
         return sensitivity(made[0].reference, made[0].program, calibration, samples=samples, limit=limit)
+
+
+def _of_its_own(
+    program: Program, calibration: Iterable[Any], journal: Journal, samples: int, limit: int | None
+) -> Sensitivity:
+    """What the quantization that a model came with does to it; its weights are the rounded ones."""
+    plain = program.copy()
+    drop_quantizers(plain)
+    with journal.step("rank-layers"):
+        return sensitivity(plain, program, calibration, samples=samples, limit=limit)
 
 
 def noise_of(variant: Variant | None, samples: Sequence[Batch], journal: Journal) -> tuple[LayerNoise, ...]:

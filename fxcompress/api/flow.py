@@ -18,6 +18,7 @@ from fxcompress.api.request import (
     Model,
     Request,
     program_of,
+    refuse_rework,
     refuse_unbuilt,
     refuse_unmeasurable,
     stages,
@@ -118,6 +119,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     with journal.step("capture"):
         original = program_of(model, example_inputs, dynamic_shapes, trust=trust)
     refuse_unmeasurable(request, original)
+    refuse_rework(request, original)
     made = compress(request, original, journal)
     candidates = lower_all(request, made, journal)
     with journal.step("prove-float"):

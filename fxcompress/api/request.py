@@ -26,6 +26,7 @@ from fxcompress.pipeline import Progress
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization import Quantize
+from fxcompress.plan.quantized_models import refuse_removal, refuse_requantization
 from fxcompress.recipes.reading import load_recipe
 from fxcompress.recipes.recipe import Recipe, recipe_of
 from fxcompress.targets.target import Target
@@ -186,6 +187,19 @@ def refuse_unmeasurable(request: Request, program: Program) -> None:
             "are integers",
             hint="pass evaluate=, a metric of the model",
         )
+
+
+def refuse_rework(request: Request, program: Program) -> None:
+    """Refuse to prune or to quantize a model that came quantized.
+
+    Raises:
+        InputError: the request asks for either, and the program carries fake quantization.
+    """
+    recipe = request.recipe
+    if any(step is not None for step in (request.prune, recipe.depth, recipe.sparsify)):
+        refuse_removal(program)
+    if request.quantize is not None:
+        refuse_requantization(program)
 
 
 def refuse_idle_patterns(request: Request, programs: Iterable[Program]) -> None:

@@ -8,6 +8,8 @@ kernels want beside int8 weights. `QuantizeLinear` knows the whole range of its 
 (0..127 is the default for x86) becomes a clamp of the integers; without it values beyond the range would come
 back larger than in training (pytorch#143497).
 
+Rectifiers behind a quantizer are taken into its integers (`graph/rectifiers.py`).
+
 What has more than 8 bits, scales that are computed, and zero points of channels other than 0 are left as they
 are.
 """
@@ -21,6 +23,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from torch import Tensor, fx
 
 from fxcompress.graph import edit, walk
+from fxcompress.graph.rectifiers import is_rectified, quantizer_of, take_in_rectifiers
 from fxcompress.graph.signature import Holder
 
 aten = torch.ops.aten
@@ -65,6 +68,7 @@ def settle_quantizers(program: Holder) -> list[str]:
             done = _settle_channels(program, node)
         left += not done
     _cancel(program)
+    take_in_rectifiers(program)
     edit.tidy(program)
     edit.reinfer(program)
     note = f"the model carries fake quantization at {len(parts)} places; its scales are kept"
@@ -79,11 +83,13 @@ def is_quantized(program: Holder) -> bool:
 def drop_quantizers(program: Holder) -> None:
     """Let every activation be what it was before it was quantized, in place; weights stay as they are."""
     for node in list(program.module.graph.nodes):
-        before: Any = node.args[0] if node.target is DEQUANTIZE else None
-        if isinstance(before, fx.Node) and before.target is aten.clamp.default:
-            before = before.args[0]
-        if isinstance(before, fx.Node) and before.target is QUANTIZE:
-            edit.replace_uses(node, _input(before))
+        before = quantizer_of(node) if node.target is DEQUANTIZE else None
+        if before is None:
+            continue
+        plain = _input(before)
+        if is_rectified(node):
+            plain = edit.call_before(node, aten.relu.default, (plain,), name=f"{node.name}_rectified")
+        edit.replace_uses(node, plain)
     edit.tidy(program)
     edit.reinfer(program)
 

@@ -30,6 +30,7 @@ from fxcompress.plan.composition import Composition
 from fxcompress.plan.prune import Prune
 from fxcompress.plan.pruning import Choices, choose_from, plan_pruning
 from fxcompress.plan.pruning_plan import PruningPlan
+from fxcompress.plan.quantized_models import refuse_removal
 from fxcompress.plan.schedule import Schedule
 from fxcompress.proof.comparison import Equivalence
 from fxcompress.proof.determinism import refuse_random
@@ -120,6 +121,7 @@ def prune_gradually(  # noqa: PLR0913
     if program.training:
         raise InputError("the program is in training mode", hint="call program.eval() first")
     refuse_random(program)
+    refuse_removal(program)
     program = Journal().apply_all(LOOSEN, program.copy(share=False))
     course = _Course(analyse(program), options, steps, resolve(target).channel_block, calibration)
     rounds: list[Round] = []

@@ -1,0 +1,94 @@
+"""Rectifiers behind a dequantization, taken into the integers that it reads.
+
+    relu(dequantize(quantize(x)))  =>  dequantize(quantize(relu(x)))                where the zero point is 0
+    relu(dequantize(q))            =>  dequantize(clamp(q, zero_point, 255))        else
+
+Both are exact: quantization is monotone, and zero is one of its numbers. Eager quantization-aware training
+writes a rectifier that is a module of its own behind the quantizer of its convolution, and what reads it
+would read no integers: one convolution of such a network of three ran in INT8, three times slower than float.
+A rectifier at 6 is one at 0 where the integers end before 6; else it stays.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from torch import fx
+
+from fxcompress.graph import edit, walk
+from fxcompress.graph.signature import Holder
+
+aten = torch.ops.aten
+integers = torch.ops.quantized_decomposed
+
+_QUANTIZE = integers.quantize_per_tensor.default
+_DEQUANTIZE = integers.dequantize_per_tensor.default
+_CEILINGS = {aten.relu.default: float("inf"), aten.relu6.default: 6.0, aten.hardtanh.default: None}
+"""Above which value a rectifier ends; None where its arguments say."""
+
+
+def take_in_rectifiers(program: Holder) -> None:
+    """Let rectifiers of uint8 tensors act on the integers, in place."""
+    for node in list(program.module.graph.nodes):
+        real = node.args[0] if node.target in _CEILINGS else None
+        if not isinstance(real, fx.Node) or real.target is not _DEQUANTIZE or not _rectifies(node, real):
+            continue
+        quantizer = quantizer_of(real)
+        if quantizer is None:
+            continue
+        if real.args[2] == 0:
+            _rectify_in_front(quantizer)
+            edit.replace_uses(node, real)
+        else:
+            edit.replace_uses(node, _clamped(node, real, quantizer))
+
+
+def quantizer_of(real: fx.Node) -> fx.Node | None:
+    """The quantization that a dequantization reads, through a clamp of the integers."""
+    whole = real.args[0]
+    if isinstance(whole, fx.Node) and whole.target is aten.clamp.default:
+        whole = whole.args[0]
+    return whole if isinstance(whole, fx.Node) and whole.target is _QUANTIZE else None
+
+
+def is_rectified(real: fx.Node) -> bool:
+    """Whether a dequantization reads integers that a clamp ends at zero, inside their range."""
+    clamp, zero = real.args[0], real.args[2]
+    if not isinstance(clamp, fx.Node) or clamp.target is not aten.clamp.default:
+        return False
+    return isinstance(zero, int) and zero > 0 and bool(clamp.args[1] == zero)
+
+
+def _rectifies(node: fx.Node, real: fx.Node) -> bool:
+    """Whether all that a node does to these integers is to end them at zero."""
+    _, scale, zero, low, high, dtype = real.args[:6]
+    if dtype is not torch.uint8 or not isinstance(zero, int) or not isinstance(scale, float):
+        return False
+    assert isinstance(low, int) and isinstance(high, int)
+    ceiling = _CEILINGS[node.target]  # type: ignore[index]
+    if ceiling is None:
+        floor, ceiling = walk.argument(node, "min_val", -1.0), walk.argument(node, "max_val", 1.0)
+        if floor != 0:
+            return False
+    return low <= zero and bool((high - zero) * scale <= ceiling)
+
+
+def _clamped(node: fx.Node, real: fx.Node, quantizer: fx.Node) -> fx.Node:
+    """What a rectifier makes of integers, dequantized."""
+    whole, *scheme = real.args
+    zero, high = scheme[1], scheme[3]
+    if whole is not quantizer:
+        assert isinstance(whole, fx.Node)
+        high = whole.args[2]
+    bounds = (quantizer, zero, high)
+    clamp = edit.call_before(node, aten.clamp.default, bounds, name=f"{node.name}_clamped")
+    return edit.call_before(node, _DEQUANTIZE, (clamp, *scheme), name=f"{node.name}_dq")
+
+
+def _rectify_in_front(quantizer: fx.Node) -> None:
+    """Rectify what is quantized: with a zero point of 0 that changes no integer."""
+    source = quantizer.args[0]
+    assert isinstance(source, fx.Node)
+    if source.target is not aten.relu.default:
+        rectifier = edit.call_before(quantizer, aten.relu.default, (source,), name=f"{source.name}_rectified")
+        edit.set_arg(quantizer, 0, rectifier)
