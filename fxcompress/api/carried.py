@@ -1,18 +1,23 @@
 """The quantization that a model came with: which operators can run in integers with it, which stay in float.
 
-Its scales are the user's, so nothing is decided here: the plan says what was found.
+Its scales are the user's, so nothing is decided of them here: the plan says what was found. Float biases
+become int32 in the unit of their accumulator, as integer kernels add them. ONNX Runtime would round them by
+itself, but where a linear of three dimensions has a stored bias it makes a float Gemm of both before it looks
+for integers: 15.4 ms instead of 1.6 for 384 x 1536 and back, 196 rows, on one core.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_quantized
+from fxcompress.numerics.affine import BIAS_LIMIT, bias_scales
 from fxcompress.ops.quantization import Kind, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
-from fxcompress.plan.quantization_plan import Declined, QuantizationPlan
+from fxcompress.plan.quantization_plan import BiasScheme, Declined, QuantizationPlan
 from fxcompress.targets.target import Target
 
 LISTED = 4
@@ -23,6 +28,7 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
     if not is_quantized(program):
         return None
     kernels: dict[str, str] = {}
+    biases: dict[str, BiasScheme] = {}
     declined: list[Declined] = []
     for node in program.graph.nodes:
         row = role(node)
@@ -30,10 +36,28 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
             continue
         fault = _fault(node, row, target)
         if fault is None:
-            kernels[node.name] = target.kernel(row.kind, batched=is_batched(node, row)).name
+            kernel = target.kernel(row.kind, batched=is_batched(node, row))
+            kernels[node.name] = kernel.name
+            if kernel.integer_bias and (scheme := _bias(program, node, row)) is not None:
+                biases[node.name] = scheme
         else:
             declined.append(Declined(node.name, fault, walk.source(node)))
-    return QuantizationPlan(target.name, kernels, declined=tuple(declined))
+    return QuantizationPlan(target.name, kernels, biases=biases, declined=tuple(declined))
+
+
+def _bias(program: Program, node: fx.Node, row: Role) -> BiasScheme | None:
+    """The unit of a stored float bias; None where there is none, or it outweighs what an int32 holds."""
+    weight, bias = operand(node, row.weight), operand(node, row.bias)
+    if weight is None or bias is None or bias.op != "get_attr":
+        return None
+    values = walk.tensor(program, bias).detach()
+    real = _behind_layout(activations(node, row)[0])
+    given = weight.args[1]
+    stored = walk.tensor(program, given) if isinstance(given, fx.Node) else torch.tensor([given])
+    scales = bias_scales(float(real.args[1]), stored.to(torch.float32))  # type: ignore[arg-type]
+    if not values.is_floating_point() or bool((values.abs() > scales * BIAS_LIMIT).any()):
+        return None
+    return BiasScheme(str(bias.target), tuple(scales.double().tolist()))
 
 
 def _fault(node: fx.Node, row: Role, target: Target) -> str | None:

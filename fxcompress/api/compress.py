@@ -27,6 +27,7 @@ from fxcompress.numerics.saliency import Saliency
 from fxcompress.passes.loosening import LOOSEN, loosened, rewriting
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
+from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization_plan import QuantizationPlan
@@ -106,6 +107,8 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     made = quantized(request, deployed, calibration, journal)
     nothing = request.quantize is not None and not made.variants
     carried = carried_plan(deployed, request.target)
+    if carried is not None and carried.biases:
+        deployed = journal.apply(QuantizeTensors(carried), deployed)
     notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, nothing))
     return Compressed(
         original,
