@@ -7,12 +7,12 @@ from typing import Any, cast
 import onnx
 import pytest
 
-from fxcompress.api.candidates import SIZE_SLOWDOWN, Candidate, Check, Choice, Rules, choose
+from fxcompress.api.candidates import BARE, CARRIED, SIZE_SLOWDOWN, Candidate, Check, Choice, Rules, choose
 from fxcompress.errors import BudgetError
 from fxcompress.graph.program import Program
 from fxcompress.runtime.timing import Comparison
 
-SIZES = {"original": 1000, "float": 600, "int8": 160, "int8, another form": 161}
+SIZES = {"original": 1000, "float": 600, "int8": 160, "int8, another form": 161, CARRIED: 170, BARE: 600}
 LATENCY = Rules("latency", forced=False, max_drop=None)
 
 
@@ -57,6 +57,12 @@ def test_the_fastest_wins_and_nothing_slower_is_handed_out(
     assert choice.winner == winner
     assert reason in choice.reasons[winner]
     assert set(choice.reasons) == set(times)
+
+
+def test_a_model_that_came_quantized_keeps_its_quantization() -> None:
+    choice, _ = decide({"original": 4, CARRIED: 4, BARE: 2})
+    assert choice.winner == CARRIED
+    assert choice.reasons[BARE] == f"for comparison: 0.50 times the latency of {CARRIED}"
 
 
 def test_every_loser_is_explained() -> None:

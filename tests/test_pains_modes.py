@@ -95,7 +95,8 @@ def test_pain_08_models_quantized_in_torch_become_onnx(build) -> None:
     model = build()
     result = fxcompress.optimize(model, IMAGES)
     assert kinds(result.onnx).count("QLinearConv") == 2
-    assert [item.name for item in result.report.candidates] == ["original", "int8, as it came"]
+    names = [item.name for item in result.report.candidates]
+    assert names == ["original", "int8, as it came", "float, without its quantizers"]
     assert result.report.operators is not None
     assert result.report.operators.fallbacks == ()
     assert set(result.plan.precision.values()) <= {"int8", "float"}

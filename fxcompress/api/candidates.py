@@ -37,6 +37,8 @@ ORIGINAL, FLOAT, CARRIED = "original", "float", "int8, as it came"
 """`FLOAT` is the folded program; `CARRIED` is what it is called where the model came quantized."""
 
 FOLDED = (FLOAT, CARRIED)
+BARE = "float, without its quantizers"
+"""What a model that came quantized would be in float; timed, and never handed out: its scales are kept."""
 
 Check = Callable[["Candidate"], str | None]
 """Why a candidate may not be handed out, None where nothing speaks against it."""
@@ -95,7 +97,7 @@ def choose(
     Raises:
         BudgetError: `max_drop` is set, and every compressed candidate loses more than it allows.
     """
-    original, *made = candidates
+    original, *made = (item for item in candidates if item.name != BARE)
     reasons: dict[str, str] = {}
     metrics: dict[str, float] = {}
     lost: dict[str, float] = {}
@@ -198,6 +200,9 @@ def _explained(
             explained[item.name] = reasons[item.name]
         elif item.name == ORIGINAL:
             explained[item.name] = "for comparison"
+        elif item.name == BARE:
+            ratio = times.ratio(item.name, winner.name)
+            explained[item.name] = f"for comparison: {ratio.value:.2f} times the latency of {winner.name}"
         elif rules.objective == "size" and item.size >= winner.size:
             explained[item.name] = f"{item.size / winner.size:.2f} times the size of {winner.name}"
         else:

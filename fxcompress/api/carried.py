@@ -8,9 +8,12 @@ for integers: 15.4 ms instead of 1.6 for 384 x 1536 and back, 196 rows, on one c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import fx
 
+from fxcompress.api.candidates import BARE, Candidate
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_quantized
@@ -18,6 +21,8 @@ from fxcompress.numerics.affine import BIAS_LIMIT, bias_scales
 from fxcompress.ops.quantization import Kind, Role, activations, role
 from fxcompress.plan.eligibility import is_batched, operand
 from fxcompress.plan.quantization_plan import BiasScheme, Declined, QuantizationPlan
+from fxcompress.proof.structure import structural_faults
+from fxcompress.runtime.timing import Comparison
 from fxcompress.targets.target import Target
 
 LISTED = 4
@@ -97,3 +102,24 @@ def carried_notes(plan: QuantizationPlan | None) -> tuple[str, ...]:
     shown = "; ".join(f"{item.node}: {item.reason}" for item in plan.declined[:LISTED])
     more = f"; and {len(plan.declined) - LISTED} more" if len(plan.declined) > LISTED else ""
     return (f"of the model's own quantization, these operators stay in float: {shown}{more}",)
+
+
+def carried_remarks(
+    target: Target, plan: QuantizationPlan | None, winner: Candidate, times: Comparison
+) -> Iterator[str]:
+    """What there is to say of a model's own quantization once the file is there and was timed."""
+    if plan is None:
+        return
+    if target.timed:
+        if times.slower(winner.name, BARE):
+            ratio = times.ratio(winner.name, BARE).value
+            said = "the model's own quantization does not pay here"
+            yield f"{said}: the file takes {ratio:.2f} times as long with it"
+        return
+    faults = structural_faults(winner.model, target)
+    if faults:
+        more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        yield (
+            f"the model's own quantization is not what {target.name} runs in integers: "
+            f"{'; '.join(faults[:LISTED])}{more}; train for {target.name}, or pass the float model"
+        )

@@ -10,7 +10,7 @@ from functools import partial
 import onnx
 
 from fxcompress.analysis.sensitivity import LayerError
-from fxcompress.api.candidates import CARRIED, FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
+from fxcompress.api.candidates import BARE, CARRIED, FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed
 from fxcompress.api.findings import compare_outputs
 from fxcompress.api.frontier import Step, fastest_within, ranked_layers, walk
@@ -19,6 +19,7 @@ from fxcompress.api.request import Request
 from fxcompress.api.variant import Variant
 from fxcompress.errors import NotSupported, ProofError
 from fxcompress.graph.program import Program
+from fxcompress.graph.quantizers import dequantize_stored, drop_quantizers
 from fxcompress.lowering.lower import lower
 from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal
@@ -32,12 +33,22 @@ def lower_all(request: Request, made: Compressed, journal: Journal) -> tuple[Can
     folded = FLOAT if made.carried is None else CARRIED
     programs = {ORIGINAL: made.original, folded: made.deployed}
     programs |= {variant.name: variant.program for variant in made.variants}
+    if made.carried is not None and request.target.timed:
+        programs[BARE] = _bare(made.deployed)
     candidates: list[Candidate] = []
     for name, program in programs.items():
         known = next((item for item in candidates if item.program is program), None)
         fresh = lower_one(request, name, program, journal) if known is None else replace(known, name=name)
         candidates.append(fresh)
     return tuple(candidates)
+
+
+def _bare(program: Program) -> Program:
+    """A program that came quantized, in float."""
+    copy = program.copy()
+    drop_quantizers(copy)
+    dequantize_stored(copy)
+    return copy
 
 
 def lower_one(request: Request, name: str, program: Program, journal: Journal) -> Candidate:

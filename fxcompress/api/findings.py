@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fxcompress.analysis.cost import Cost, cost
 from fxcompress.analysis.prunability import prunability
 from fxcompress.api.candidates import FLOAT, ORIGINAL, Candidate, Choice
+from fxcompress.api.carried import carried_remarks
 from fxcompress.api.compress import Compressed
 from fxcompress.api.request import Request
 from fxcompress.graph.program import Program
@@ -228,6 +229,7 @@ def _notes(
         notes.append(f"timed with a batch of {samples}: the model's batch is fixed")
     if winner.name == ORIGINAL:
         notes.append("every compressed form was slower than the original, which is what is returned")
+    notes.extend(carried_remarks(request.target, made.carried, winner, findings.times))
     variant = made.variant(winner.name)
     if variant is not None:
         notes.extend(variant.notes)

@@ -94,6 +94,19 @@ def drop_quantizers(program: Holder) -> None:
     edit.reinfer(program)
 
 
+def dequantize_stored(program: Holder) -> None:
+    """Store what the integers of weights stand for, in place of them."""
+    for node in list(program.module.graph.nodes):
+        stored = [_tensor(program, source) for source in node.all_input_nodes]
+        if node.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS) or any(item is None for item in stored):
+            continue
+        args = fx.node.map_arg(node.args, lambda source: walk.tensor(program, source))
+        real = node.target(*args)
+        edit.replace_uses(node, edit.add_tensor(program, f"{_input(node).target}_real", real, trainable=True))
+    edit.tidy(program)
+    edit.reinfer(program)
+
+
 def _settle_fake(program: Holder, node: fx.Node) -> bool:
     form = _form(program, node.args[1:3], node.args[-2:])
     if form is None:
