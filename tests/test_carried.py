@@ -9,11 +9,14 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao import quantization as ao
 
 import fxcompress
 from fxcompress.api.attribution import attribution
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
+from fxcompress.proof.structure import structural_faults
+from fxcompress.targets.catalog import resolve
 from tests.graph.prepared import IMAGES, eager, residual
 
 
@@ -70,3 +73,56 @@ def test_its_own_quantization_is_what_sensitivity_measures() -> None:
     assert {row.node for row in found.layers} >= {"conv2d", "conv2d_1", "linear"}
     assert all(0.0 <= row.alone < 0.2 for row in found.layers)
     assert all(row.snr_db > 20 for row in found.layers)
+
+
+def symmetric() -> nn.Module:
+    """Quantization-aware training as TensorRT wants it: int8 activations around zero, weights by channel."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        ao.QuantStub(), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), ao.DeQuantStub()
+    ).train()
+    model.qconfig = ao.QConfig(
+        activation=ao.FakeQuantize.with_args(
+            observer=ao.MovingAverageMinMaxObserver,
+            quant_min=-128,
+            quant_max=127,
+            dtype=torch.qint8,
+            qscheme=torch.per_tensor_symmetric,
+        ),
+        weight=ao.default_per_channel_weight_fake_quant,
+    )
+    model = ao.prepare_qat(model)
+    for _ in range(3):
+        model(torch.randn(4, 3, 8, 8))
+    return model.eval().apply(ao.disable_observer)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
+def test_symmetric_activations_stay_signed_where_the_target_reads_them_so() -> None:
+    model = symmetric()
+    result = fxcompress.optimize(model, IMAGES, target="tensorrt")
+    quantizers = [node for node in result.onnx.graph.node if node.op_type == "QuantizeLinear"]
+    stored = {item.name: item for item in result.onnx.graph.initializer}
+    zeros = [stored[node.input[2]] for node in quantizers]
+    assert {item.data_type for item in zeros} == {onnx.TensorProto.INT8}
+    assert all(onnx.numpy_helper.to_array(item) == 0 for item in zeros)
+    assert structural_faults(result.onnx, resolve("tensorrt")) == ()
+    with torch.no_grad():
+        assert torch.equal(result.program(IMAGES), model(IMAGES))
+
+
+def test_what_does_not_fit_the_target_is_said() -> None:
+    result = fxcompress.optimize(eager(), IMAGES, target="tensorrt")
+    assert any("is not what tensorrt runs in integers" in note for note in result.report.notes)
+
+
+def test_ranges_are_clamped_before_they_are_quantized_where_integers_cannot_be() -> None:
+    """0..127, the default of x86, far beyond the calibrated range."""
+    model = eager()
+    result = fxcompress.optimize(model, IMAGES, target="openvino")
+    faults = structural_faults(result.onnx, resolve("openvino"))
+    assert not any("Clip" in fault for fault in faults)
+    for loudness in (0.1, 1.0, 10.0):
+        x = loudness * IMAGES
+        with torch.no_grad():
+            torch.testing.assert_close(result.program(x), model(x), rtol=0, atol=0.003)

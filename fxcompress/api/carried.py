@@ -16,9 +16,17 @@ from torch import fx
 from fxcompress.api.candidates import BARE, Candidate
 from fxcompress.graph import walk
 from fxcompress.graph.program import Program
-from fxcompress.graph.quantizers import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_quantized
+from fxcompress.graph.quantizers import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    is_quantized,
+    sign_activations,
+)
+from fxcompress.graph.rectifiers import clamp_in_front
 from fxcompress.numerics.affine import BIAS_LIMIT, bias_scales
 from fxcompress.ops.quantization import Kind, Role, activations, role
+from fxcompress.passes.quantize_tensors import QuantizeTensors
+from fxcompress.pipeline import Journal
 from fxcompress.plan.eligibility import is_batched, operand
 from fxcompress.plan.quantization_plan import BiasScheme, Declined, QuantizationPlan
 from fxcompress.proof.structure import structural_faults
@@ -48,6 +56,20 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
         else:
             declined.append(Declined(node.name, fault, walk.source(node)))
     return QuantizationPlan(target.name, kernels, biases=biases, declined=tuple(declined))
+
+
+def settled(program: Program, plan: QuantizationPlan, target: Target, journal: Journal) -> Program:
+    """The program with integer biases, and with its activations in the type that the target reads."""
+    if plan.biases:
+        program = journal.apply(QuantizeTensors(plan), program)
+    if target.runtime == "onnxruntime" and target.activations.dtype == "uint8":
+        return program
+    program = program.copy()
+    if target.activations.dtype == "int8":
+        sign_activations(program)
+    if target.runtime != "onnxruntime":
+        clamp_in_front(program)
+    return program
 
 
 def _bias(program: Program, node: fx.Node, row: Role) -> BiasScheme | None:

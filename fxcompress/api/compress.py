@@ -12,7 +12,7 @@ from fxcompress.analysis.density import patterns
 from fxcompress.analysis.evidence import Evidence, gather, needs_of
 from fxcompress.analysis.groups import Analysis, analyse
 from fxcompress.analysis.saliency import unspoken
-from fxcompress.api.carried import carried_notes, carried_plan
+from fxcompress.api.carried import carried_notes, carried_plan, settled
 from fxcompress.api.compensation import compensated
 from fxcompress.api.latency import plan_removal
 from fxcompress.api.quantizing import Calibration, quantized
@@ -27,7 +27,6 @@ from fxcompress.numerics.saliency import Saliency
 from fxcompress.passes.loosening import LOOSEN, loosened, rewriting
 from fxcompress.passes.pack_linears import PackLinears
 from fxcompress.passes.prune_channels import PruneChannels
-from fxcompress.passes.quantize_tensors import QuantizeTensors
 from fxcompress.pipeline import Journal
 from fxcompress.plan.pruning_plan import PruningPlan
 from fxcompress.plan.quantization_plan import QuantizationPlan
@@ -107,8 +106,8 @@ def compress(request: Request, original: Program, journal: Journal) -> Compresse
     made = quantized(request, deployed, calibration, journal)
     nothing = request.quantize is not None and not made.variants
     carried = carried_plan(deployed, request.target)
-    if carried is not None and carried.biases:
-        deployed = journal.apply(QuantizeTensors(carried), deployed)
+    if carried is not None:
+        deployed = settled(deployed, carried, request.target, journal)
     notes = (*left_out, *pruned.notes, *zeroed, *_uncounted(original), *_notes(pruned.plan, nothing))
     return Compressed(
         original,

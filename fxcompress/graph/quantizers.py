@@ -107,6 +107,23 @@ def dequantize_stored(program: Holder) -> None:
     edit.reinfer(program)
 
 
+def sign_activations(program: Holder) -> None:
+    """Write uint8 activations as int8: the same numbers, with zero points 128 lower."""
+    for node in list(program.module.graph.nodes):
+        if node.target is not QUANTIZE or node.args[5] is not torch.uint8:
+            continue
+        clamps = [reader for reader in node.users if reader.target is aten.clamp.default]
+        ends = [reader for part in (*clamps, node) for reader in part.users if reader not in clamps]
+        if any(reader.target is not DEQUANTIZE for reader in ends):
+            continue
+        for part in (node, *ends):
+            source, scale, zero = part.args[:3]
+            edit.set_call(part, part.target, (source, scale, zero - 128, -128, 127, torch.int8))
+        for part in clamps:
+            edit.set_call(part, part.target, (part.args[0], part.args[1] - 128, part.args[2] - 128))
+    edit.reinfer(program)
+
+
 def _settle_fake(program: Holder, node: fx.Node) -> bool:
     form = _form(program, node.args[1:3], node.args[-2:])
     if form is None:

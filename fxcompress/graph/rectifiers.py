@@ -11,6 +11,8 @@ A rectifier at 6 is one at 0 where the integers end before 6; else it stays.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import fx
@@ -43,6 +45,34 @@ def take_in_rectifiers(program: Holder) -> None:
             edit.replace_uses(node, _clamped(node, real, quantizer))
 
 
+def clamp_in_front(program: Holder) -> None:
+    """Clamp what is quantized instead of the integers, which few runtimes beside ONNX Runtime can do.
+
+    The ends are numbers of the quantization, so that it changes no integer. A tensor whose integers are read
+    unclamped too stays as it is.
+    """
+    for quantizer in list(program.module.graph.nodes):
+        clamp = next(iter(quantizer.users), quantizer)
+        if quantizer.target is not _QUANTIZE or clamp.target is not aten.clamp.default:
+            continue
+        if len(quantizer.users) == 1:
+            edit.set_arg(quantizer, 0, _clamped_source(quantizer, clamp))
+            edit.replace_uses(clamp, quantizer)
+    edit.tidy(program)
+    edit.reinfer(program)
+
+
+def _clamped_source(quantizer: fx.Node, clamp: fx.Node) -> fx.Node:
+    arguments: tuple[Any, ...] = quantizer.args
+    source, scale, zero, _, highest = arguments[:5]
+    bounds: tuple[Any, ...] = clamp.args[1:3]
+    name = f"{clamp.name}_first"
+    if bounds == (zero, highest):
+        return edit.call_before(quantizer, aten.relu.default, (source,), name=name)
+    low, high = ((bound - zero) * scale for bound in bounds)
+    return edit.call_before(quantizer, aten.clamp.default, (source, low, high), name=name)
+
+
 def quantizer_of(real: fx.Node) -> fx.Node | None:
     """The quantization that a dequantization reads, through a clamp of the integers."""
     whole = real.args[0]
@@ -53,10 +83,10 @@ def quantizer_of(real: fx.Node) -> fx.Node | None:
 
 def is_rectified(real: fx.Node) -> bool:
     """Whether a dequantization reads integers that a clamp ends at zero, inside their range."""
-    clamp, zero = real.args[0], real.args[2]
+    clamp, _, zero, low = real.args[:4]
     if not isinstance(clamp, fx.Node) or clamp.target is not aten.clamp.default:
         return False
-    return isinstance(zero, int) and zero > 0 and bool(clamp.args[1] == zero)
+    return zero != low and bool(clamp.args[1] == zero)
 
 
 def _rectifies(node: fx.Node, real: fx.Node) -> bool:
