@@ -20,6 +20,7 @@ from fxcompress.lowering.decompose import EXPORTED
 from fxcompress.lowering.export import export
 from fxcompress.lowering.fold_weight_transposes import fold_weight_transposes
 from fxcompress.lowering.guard_forms import lighten_guards
+from fxcompress.lowering.half_forms import part_from_transposes
 from fxcompress.lowering.head_forms import MULTI_HEAD_ATTENTION, use_multi_head_attention
 from fxcompress.lowering.identities import remove_identities
 from fxcompress.lowering.interface import check_names, name_dimensions, name_interface
@@ -45,6 +46,7 @@ REWRITES: tuple[Rewrite, ...] = (
     fold_weight_transposes,
     cancel_quantization,
     pad_in_convolutions,
+    part_from_transposes,
     share_initializers,
 )
 """In the order they are applied."""

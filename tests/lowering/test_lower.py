@@ -301,7 +301,7 @@ def test_a_padded_position_that_sees_nothing_gives_zeros_as_in_torch() -> None:
 
 
 def test_rewrites_are_all_listed() -> None:
-    assert len({rewrite.__name__ for rewrite in lowering.REWRITES}) == len(lowering.REWRITES) == 11
+    assert len({rewrite.__name__ for rewrite in lowering.REWRITES}) == len(lowering.REWRITES) == 12
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
