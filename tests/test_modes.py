@@ -109,6 +109,26 @@ def test_what_is_excluded_is_not_stored_in_half() -> None:
         fxcompress.optimize(model, torch.randn(2, 64), quantize=replace(asked, precision="full"))
 
 
+class Prototypes(nn.Module):
+    """Scores against learned rows, and the rows themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.rows = nn.Linear(64, 64), nn.Parameter(torch.randn(4, 64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x) @ self.rows.t(), self.rows
+
+
+@pytest.mark.parametrize("mode", ["int8", "int8-dynamic", "int8-weights", "float16"])
+def test_an_output_may_be_a_parameter(mode: str) -> None:
+    """Once the proofs of every mode failed with what torch says of `numpy()`."""
+    x = torch.randn(4, 64)
+    asked = fxcompress.Quantize(mode, precision="full")
+    result = fxcompress.optimize(Prototypes().eval(), x, quantize=asked, calibration=[x])
+    assert next(item.name for item in result.report.candidates if item.chosen).startswith(mode)
+
+
 @pytest.mark.parametrize("target", ["tensorrt", "openvino", "portable"])
 def test_bfloat16_is_stored_whatever_the_target(target: str) -> None:
     """Every file is loaded and proven in onnxruntime, which computes nothing in it."""

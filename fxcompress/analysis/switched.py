@@ -36,7 +36,7 @@ class Switched(Executor):
         super().__init__(quantized)
         self.garbage_collect_values = False
         self.stored = {
-            str(node.target): walk.tensor(reference, node) for node in walk.tensor_nodes(reference)
+            str(node.target): walk.tensor(reference, node).detach() for node in walk.tensor_nodes(reference)
         }
 
     def float_values(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:

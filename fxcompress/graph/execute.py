@@ -53,8 +53,14 @@ class Executor(fx.Interpreter):
         return self.after(n, value)
 
     def run_flat(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
-        """The flat outputs for flat inputs, in the order of `signature.outputs`."""
-        return list(self.run(*inputs, enable_io_processing=False))
+        """The flat outputs for flat inputs, in the order of `signature.outputs`.
+
+        Where no gradients are recorded, an output that is a parameter is handed out without its own.
+        """
+        outputs = list(self.run(*inputs, enable_io_processing=False))
+        if torch.is_grad_enabled():
+            return outputs
+        return [value.detach() if isinstance(value, torch.Tensor) else value for value in outputs]
 
 
 def run_flat(program: Holder, inputs: Sequence[torch.Tensor]) -> list[Any]:

@@ -66,7 +66,7 @@ class Stepwise:
     def outputs(self, values: Values) -> list[torch.Tensor]:
         """The flat outputs once every operator has run."""
         return [
-            walk.tensor(self.program, node) if node.op == "get_attr" else values[node]
+            walk.tensor(self.program, node).detach() if node.op == "get_attr" else values[node]
             for node in walk.output_values(self.program)
         ]
 

@@ -165,6 +165,17 @@ def test_the_executor_shows_and_replaces_values(program: Program) -> None:
     assert not torch.allclose(doubled, program(image(3, 3, 8)))
 
 
+def test_outputs_that_are_parameters_are_plain_numbers() -> None:
+    """Once `numpy()` refused them wherever a proof or a metric looked at outputs."""
+    program = capture(Apply(lambda m, x: (m.conv(x), m.conv.weight)).eval(), image(2, 4, 8))
+    flat = program.flat_example()
+    with torch.no_grad():
+        outputs = [*run_flat(program, flat), *Executor(program).run_flat(flat)]
+    assert not any(value.requires_grad for value in outputs)
+    with torch.enable_grad():
+        assert all(value.requires_grad for value in Executor(program).run_flat(flat))
+
+
 def test_walk_answers_from_metadata(program: Program) -> None:
     relu = next(node for node in program.graph.nodes if node.name == "relu")
     assert walk.hint_shape(relu) == (2, 8, 8, 8)
