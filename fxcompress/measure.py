@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxcompress.analysis.output_error import worst
 from fxcompress.errors import InputError
 from fxcompress.graph.execute import run_flat
 from fxcompress.graph.inputs import bind
@@ -42,13 +43,15 @@ class Outputs(dict[str, Any]):
 class Difference:
     """How far outputs are apart: the largest and the mean absolute difference over all elements.
 
-    ``relative`` is the norm of the difference over the norm of the expected outputs. Equal values that are
-    not finite (a logit masked with -inf) do not count; where only one is NaN or infinite, all are infinite.
+    ``relative`` is that of the output it is largest for, the norm of its difference over its expected norm;
+    ``output`` is the place of that output. Equal values that are not finite (a logit masked with -inf) do not
+    count; where only one is NaN or infinite, all are infinite.
     """
 
     largest: float
     mean: float
     relative: float
+    output: int = 0
 
 
 def program_runner(program: Program) -> Runner:
@@ -129,16 +132,16 @@ def differences(
 
 @dataclass
 class _Sums:
-    """The running sums behind one `Difference`."""
+    """The running sums behind one `Difference`; squares are by the place of the output."""
 
     largest: float = 0.0
     absolute: float = 0.0
-    square: float = 0.0
-    reference: float = 0.0
     count: int = 0
+    squares: dict[int, float] = field(default_factory=dict)
+    references: dict[int, float] = field(default_factory=dict)
 
     def add(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        for left, right in zip(expected, found, strict=True):
+        for place, (left, right) in enumerate(zip(expected, found, strict=True)):
             if not left.is_floating_point() or not left.numel():
                 continue
             wide, other = left.double(), right.double()
@@ -149,16 +152,14 @@ class _Sums:
                 continue
             self.largest = max(self.largest, float(gap.max()))
             self.absolute += float(gap.sum())
-            self.square += float(gap.square().sum())
-            self.reference += float(wide[wide.isfinite()].square().sum())
             self.count += gap.numel()
+            norm = float(wide[wide.isfinite()].square().sum())
+            self.squares[place] = self.squares.get(place, 0.0) + float(gap.square().sum())
+            self.references[place] = self.references.get(place, 0.0) + norm
 
     def difference(self) -> Difference:
-        if self.reference:
-            relative = math.sqrt(self.square / self.reference)
-        else:
-            relative = math.inf if self.square else 0.0
-        return Difference(self.largest, self.absolute / self.count, relative)
+        relative, at = worst(list(self.squares.values()), list(self.references.values()))
+        return Difference(self.largest, self.absolute / self.count, relative, list(self.squares)[at])
 
 
 def resized(program: Program, batch: int) -> tuple[list[Tensor], int]:

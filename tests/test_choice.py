@@ -115,6 +115,13 @@ def test_nothing_is_handed_out_when_everything_loses_too_much() -> None:
     assert raised.value.hint is not None
 
 
+def test_the_output_that_moves_most_is_named_where_there_are_several() -> None:
+    rules = Rules("latency", False, 0.02, {"int8": 0.5}, moved={"int8": "scores"})
+    choice, _ = decide({"original": 4, "float": 2, "int8": 1}, rules)
+    assert choice.winner == "float"
+    assert choice.reasons["int8"] == "loses 0.5 of the norm of its output 'scores'; max_drop is 0.02"
+
+
 def test_a_gain_is_no_loss() -> None:
     rules = Rules("latency", forced=False, max_drop=0.0)
     metrics: dict[str, Any] = {"original": 0.9, "float": 0.95, "int8": 0.91}

@@ -197,6 +197,31 @@ def test_without_a_metric_the_bound_holds_for_what_pruning_costs_too(fragile: nn
         fxcompress.optimize(fragile, IMAGES[0], max_drop=0.01, **options)
 
 
+class Detector(nn.Module):
+    """Boxes in pixels, and the scores that int4 moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64), nn.Linear(64, 8)
+        self.register_buffer("anchors", torch.arange(0.0, 640.0, 40.0))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"boxes": x + self.anchors, "scores": self.b(torch.relu(self.a(x)))}
+
+
+def test_every_output_keeps_the_bound():
+    """Once the norm of all outputs together was judged: pixels hid what scores lost."""
+    torch.manual_seed(0)
+    model, x = Detector().eval(), torch.randn(64, 16)
+    asked = {"quantize": fxcompress.Quantize("int4-weights", precision="full"), "calibration": [x]}
+    error = fxcompress.optimize(model, x, **asked).report.output_error
+    assert error is not None and error.relative is not None
+    assert error.relative > 0.01
+    assert error.output == "scores"
+    with pytest.raises(BudgetError, match=r"move by: int4-weights 0\.\d+ \(scores\)"):
+        fxcompress.optimize(model, x, max_drop=0.01, **asked)
+
+
 def test_an_error_bound_on_integers_is_refused_before_any_work(fragile: nn.Module):
     class Labels(nn.Module):
         def __init__(self) -> None:

@@ -95,6 +95,22 @@ def test_differences_are_those_of_the_formulas() -> None:
     assert (found["same"].largest, found["same"].mean, found["same"].relative) == (0.0, 0.0, 0.0)
 
 
+def test_the_output_that_moves_most_is_judged_not_all_in_one_norm() -> None:
+    """Once scores hid behind boxes in pixels."""
+    boxes, scores = torch.tensor([300.0, 400.0]), torch.tensor([0.3, 0.4])
+    moved = [boxes + torch.tensor([0.0, 0.5]), scores, scores + torch.tensor([0.0, 0.05])]
+    found = differences(lambda _: [boxes, scores, scores], {"a": lambda _: moved}, [[], []])["a"]
+    assert (found.relative, found.output) == (pytest.approx(0.1), 2)
+    assert found.largest == 0.5
+
+
+def test_an_output_of_zeros_is_judged_by_the_norm_of_all() -> None:
+    wanted, moved = [torch.zeros(2), torch.tensor([3.0, 4.0])], [torch.full((2,), 1e-9), torch.ones(2)]
+    found = differences(lambda _: wanted, {"a": lambda _: [moved[0], wanted[1]]}, [[]])["a"]
+    assert 0.0 < found.relative < 1e-9
+    assert differences(lambda _: wanted[:1], {"a": lambda _: moved[:1]}, [[]])["a"].relative == float("inf")
+
+
 def test_models_without_floating_outputs_have_no_difference() -> None:
     assert (
         differences(lambda inputs: [torch.tensor([1])], {"a": lambda inputs: [torch.tensor([2])]}, [[]]) == {}

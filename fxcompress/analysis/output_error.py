@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,6 +16,27 @@ def gap(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         for one, other in zip(wanted, found, strict=True)
         if one.is_floating_point() and one.shape == other.shape
     )
+
+
+def worst(errors: Sequence[float], references: Sequence[float]) -> tuple[float, int]:
+    """The largest relative error among outputs and its place, given squares of what each is off and of its
+    norm.
+
+    Each is judged by its own norm: scores do not hide behind boxes in pixels. One that is zero throughout has
+    none, and the norm of all stands in.
+    """
+    whole = sum(references)
+    relative = [
+        _relative(error, reference or whole) for error, reference in zip(errors, references, strict=True)
+    ]
+    place = max(range(len(relative)), key=relative.__getitem__, default=0)
+    return (relative[place] if relative else 0.0), place
+
+
+def _relative(error: float, reference: float) -> float:
+    if error == 0.0:
+        return 0.0
+    return math.sqrt(error / reference) if reference and not math.isnan(error) else math.inf
 
 
 def variance(outputs: Iterable[Sequence[Tensor]]) -> float:

@@ -4,7 +4,8 @@ others.
 The quantized program is run with its pairs switched off, which is the float program; then one layer at a time
 reads what its own pairs make of its inputs and its weight, and all that follows it is run again in float:
 
-    alone      |outputs - float outputs| / |float outputs| with only this layer in integers
+    alone      |output - float output| / |float output| with only this layer in integers, for the output where
+               that is largest
     own        the ratio of the layer's output to its own error, in dB, given float inputs
     snr        the same ratio in the whole quantized program, where errors of earlier layers arrive too
 
@@ -29,6 +30,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx
 
+from fxcompress.analysis.output_error import worst
 from fxcompress.analysis.switched import DEQUANTIZE, Switched
 from fxcompress.errors import InputError
 from fxcompress.graph import walk
@@ -61,7 +63,9 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The layers, the worst first, and the relative error of the outputs with all of them in integers."""
+    """The layers, the worst first, and the relative error of the output that moves most with all of them in
+    integers.
+    """
 
     layers: tuple[LayerError, ...]
     total: float
@@ -96,12 +100,30 @@ class _Sums:
 
 
 @dataclass
+class _Outputs:
+    """The sums of every output: of the floating ones, where there are any."""
+
+    sums: list[_Sums] = field(default_factory=list)
+
+    def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+        pairs = list(zip(found, wanted, strict=True))
+        judged = [pair for pair in pairs if pair[1].is_floating_point()] or pairs
+        self.sums = self.sums or [_Sums() for _ in judged]
+        for sums, pair in zip(self.sums, judged, strict=True):
+            sums.add(*pair)
+
+    @property
+    def relative(self) -> float:
+        return worst([sums.error for sums in self.sums], [sums.reference for sums in self.sums])[0]
+
+
+@dataclass
 class _Seen:
     """The sums of one layer."""
 
     among: _Sums = field(default_factory=_Sums)
     own: _Sums = field(default_factory=_Sums)
-    alone: _Sums = field(default_factory=_Sums)
+    alone: _Outputs = field(default_factory=_Outputs)
 
 
 def sensitivity(
@@ -167,7 +189,7 @@ class _Study:
         self.program, self.runner = quantized, Switched(reference, quantized)
         layers = [node for node in quantized.graph.nodes if is_layer(node)]
         self.seen = {node: _Seen() for node in layers}
-        self.total = _Sums()
+        self.total = _Outputs()
         self.pieces: list[list[Tensor]] = []
 
     def look(self, piece: list[Tensor]) -> None:
@@ -179,9 +201,7 @@ class _Study:
         whole = _Compared(self.program, {node: (seen.among, exact[node]) for node, seen in self.seen.items()})
         wanted = _tensors(exact[walk.output_node(self.program)])
         with torch.no_grad():
-            found = _tensors(whole.run_flat(piece))
-        for mine, theirs in zip(found, wanted, strict=True):
-            self.total.add(mine, theirs)
+            self.total.add(_tensors(whole.run_flat(piece)), wanted)
 
     def isolate(self, piece: list[Tensor], nodes: Sequence[fx.Node]) -> None:
         """Add what one piece says of the outputs with each layer alone in integers."""
@@ -189,8 +209,7 @@ class _Study:
         end = walk.output_node(self.program)
         for node in nodes:
             found = self.runner.after_change(node, exact)
-            for mine, wanted in zip(_tensors(found), _tensors(exact[end]), strict=True):
-                self.seen[node].alone.add(mine, wanted)
+            self.seen[node].alone.add(_tensors(found), _tensors(exact[end]))
 
     def ranked(self, measured: set[fx.Node]) -> tuple[LayerError, ...]:
         """Return the layers: by their error at the outputs, then those without one by their own."""

@@ -3,8 +3,8 @@
 The candidates are the float model, the variants that quantization made of it and, as the fallback, the
 original. The rule is the whole policy:
 
-- a candidate that loses more of the metric than `max_drop` is out; without a metric, one whose outputs are
-  further away, relative to their norm;
+- a candidate that loses more of the metric than `max_drop` is out; without a metric, one with an output that
+  is further away, relative to its norm;
 - `objective="latency"`: the fastest is in front; one within 2 % of it that has a smaller file takes its
   place;
 - `objective="size"`: the smallest file is in front, unless it is `SIZE_SLOWDOWN` times slower than the
@@ -64,7 +64,8 @@ class Rules:
     """What the choice depends on beside the measurements.
 
     `errors` are relative output errors by name, for `max_drop` without a metric; `untimed` is the target that
-    the times say nothing about; `lossless` says that nothing was removed before anything was quantized.
+    the times say nothing about; `lossless` says that nothing was removed before anything was quantized;
+    `moved` names the output that an error is of, where there are several.
     """
 
     objective: str
@@ -73,6 +74,7 @@ class Rules:
     errors: Mapping[str, float] = field(default_factory=dict)
     untimed: str | None = None
     lossless: bool = True
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def choose(
         drop = _drop(candidate, rules, metrics)
         if rules.max_drop is not None and drop > rules.max_drop:
             lost[candidate.name] = drop
-            what = "of the metric" if metric is not None else "of its outputs' norm"
-            reasons[candidate.name] = f"loses {drop:.4g} {what}; max_drop is {rules.max_drop:g}"
+            what = "the metric" if metric is not None else _judged(rules.moved.get(candidate.name))
+            reasons[candidate.name] = f"loses {drop:.4g} of {what}; max_drop is {rules.max_drop:g}"
             continue
         fault = check(candidate) if check is not None else None
         if fault is not None:
@@ -119,14 +121,18 @@ def choose(
         reasons[candidate.name] = reason
         return Choice(candidate.name, _explained(candidate, candidates, times, rules, reasons), metrics)
     if rules.max_drop is not None and lost:
-        raise _refusal(lost, metrics, rules.max_drop)
+        raise _refusal(lost, metrics, rules.max_drop, rules.moved)
     unproven = ", or its proof failed" if reasons else ""
     reasons[ORIGINAL] = f"everything else is slower{unproven}: the model is handed out as it was"
     return Choice(ORIGINAL, _explained(original, candidates, times, rules, reasons), metrics)
 
 
+def _judged(output: str | None) -> str:
+    return "its outputs' norm" if output is None else f"the norm of its output {output!r}"
+
+
 def _drop(candidate: Candidate, rules: Rules, metrics: Mapping[str, float]) -> float:
-    """Return what a candidate loses: of the metric, else the relative error of its outputs.
+    """Return what a candidate loses: of the metric, else the relative error of the output that moves most.
 
     Without a metric a folded model of which nothing was removed loses nothing: its proof has bounded it by
     rounding.
@@ -211,12 +217,15 @@ def _explained(
     return explained
 
 
-def _refusal(lost: dict[str, float], metrics: dict[str, float], max_drop: float) -> BudgetError:
+def _refusal(
+    lost: dict[str, float], metrics: dict[str, float], max_drop: float, moved: Mapping[str, str]
+) -> BudgetError:
     if metrics:
         found = ", ".join(f"{name} {metrics[name]:.4g}" for name in lost)
         said = f"the metric is {metrics[ORIGINAL]:.4g} before and may lose {max_drop:g}; after: {found}"
     else:
-        found = ", ".join(f"{name} {drop:.4g}" for name, drop in lost.items())
+        where = {name: f" ({output})" for name, output in moved.items()}
+        found = ", ".join(f"{name} {drop:.4g}{where.get(name, '')}" for name, drop in lost.items())
         said = f"outputs may move by {max_drop:g} of their norm, and move by: {found}"
     return BudgetError(
         said,

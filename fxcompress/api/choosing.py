@@ -12,7 +12,7 @@ import onnx
 from fxcompress.analysis.sensitivity import LayerError
 from fxcompress.api.candidates import BARE, CARRIED, FLOAT, ORIGINAL, Candidate, Choice, Rules, choose
 from fxcompress.api.compress import Compressed
-from fxcompress.api.findings import compare_outputs
+from fxcompress.api.findings import compare_outputs, moved_outputs
 from fxcompress.api.frontier import Step, fastest_within, ranked_layers, walk
 from fxcompress.api.proofs import prove_variant
 from fxcompress.api.request import Request
@@ -21,7 +21,7 @@ from fxcompress.errors import NotSupported, ProofError
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import dequantize_stored, drop_quantizers
 from fxcompress.lowering.lower import lower
-from fxcompress.measure import ModelCall, as_model, evaluate_model, program_runner, session_runner
+from fxcompress.measure import Difference, ModelCall, as_model, evaluate_model, program_runner, session_runner
 from fxcompress.pipeline import Journal
 from fxcompress.report.report import Proof
 from fxcompress.runtime.session import LARGE, tensor_bytes
@@ -155,19 +155,27 @@ class Choosing:
             return candidate, self._loss(original, candidate)
 
     def _loss(self, original: Candidate, item: Candidate) -> float:
-        """What a candidate loses of the metric, or the relative error of its outputs."""
+        """What a candidate loses of the metric, or the relative error of the output that moves most."""
         if self.request.evaluate is not None:
             return self._metric(original) - self._metric(item)
         return compare_outputs(self.request, self.made, (original, item))[item.name].relative
 
     def choose(
-        self, candidates: Sequence[Candidate], times: Comparison, errors: Mapping[str, float]
+        self, candidates: Sequence[Candidate], times: Comparison, errors: Mapping[str, Difference]
     ) -> Choice:
         """Choose by the measured times, the metric where the user gave one, and proofs."""
         target = self.request.target
         untimed = None if times.runtime == target.runtime else target.name
         lossless = self.made.trainable is self.made.original
-        rules = Rules(self.request.objective, self.forced, self.request.max_drop, errors, untimed, lossless)
+        rules = Rules(
+            self.request.objective,
+            self.forced,
+            self.request.max_drop,
+            {name: error.relative for name, error in errors.items()},
+            untimed,
+            lossless,
+            moved_outputs(self.request, self.made.original, errors),
+        )
         metric = None if self.request.evaluate is None else self._metric
         return choose(candidates, times, rules, metric, self._fault)
 

@@ -101,6 +101,17 @@ def compare_outputs(
     return differences(program_runner(made.original), runners, inputs)
 
 
+def moved_outputs(request: Request, original: Program, errors: Mapping[str, Difference]) -> dict[str, str]:
+    """Return by candidate the name of the output that moves most, where there are several outputs."""
+    names = request.output_names or original.signature.outputs
+    return {name: names[error.output] for name, error in errors.items()} if len(names) > 1 else {}
+
+
+def _output_error(request: Request, original: Program, error: Difference) -> OutputError:
+    name = moved_outputs(request, original, {"": error}).get("")
+    return OutputError(error.largest, error.mean, error.relative, name)
+
+
 def peak_memories(request: Request, original: Program, candidates: Sequence[Candidate]) -> dict[str, Peak]:
     """Return the peak memory of each candidate's session, in fresh processes.
 
@@ -139,7 +150,7 @@ def report_of(
     return Report(
         before=_side(original, before, findings, samples),
         after=_side(winner, after, findings, samples),
-        output_error=None if error is None else OutputError(error.largest, error.mean, error.relative),
+        output_error=None if error is None else _output_error(request, made.original, error),
         latency_ratio=Interval(ratio.value, ratio.low, ratio.high),
         passes=tuple(
             PassEntry(entry.name, entry.seconds, entry.changed, tuple(map(_declined, entry.declined)))

@@ -73,8 +73,8 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
             itself it quantizes nothing.
         evaluate: `evaluate(f) -> float`, higher is better; `f` takes and returns what the model does (named
             outputs as a dict), any batch, whether it is the original or an ONNX session.
-        max_drop: the most that the metric may lose, in its own unit; without `evaluate`, the most that the
-            outputs may move on calibration samples, relative to their norm.
+        max_drop: the most that the metric may lose, in its own unit; without `evaluate`, the most that any
+            output may move on calibration samples, relative to its norm.
         objective: `"latency"`, the fastest candidate, or `"size"`, the smallest that is not much slower.
         target: the runtime: "onnxruntime", "openvino", "tensorrt", "portable", or a `Target`.
         dynamic_shapes: dimensions beside the batch that vary.
@@ -130,7 +130,7 @@ def optimize(  # noqa: PLR0913 - the one call that users make; every option is a
     with journal.step("measure"):
         times = time_all(request, original, candidates)
         errors = compare_outputs(request, made, candidates)
-    choice = choosing.choose(candidates, times, {name: item.relative for name, item in errors.items()})
+    choice = choosing.choose(candidates, times, errors)
     winner = next(item for item in candidates if item.name == choice.winner)
     if winner.name == ORIGINAL:
         with journal.step("prove-original"):

@@ -107,18 +107,24 @@ class Prunability:
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far the outputs are from the original model's on the measured inputs, lossy stages included."""
+    """How far the outputs are from the original model's on the measured inputs, lossy stages included.
+
+    `max` and `mean` are over the elements of all outputs. `relative` is that of the output it is largest for:
+    the norm of the difference over the norm of that output. `output` is its name where there are several.
+    """
 
     max: float
     mean: float
     relative: float | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A model that was timed for real before the choice; the chosen one is what the user got.
 
-    `error` is the norm of the difference to the original's outputs over their norm.
+    `error` is the norm of the difference to the original's output over its norm, for the output where that is
+    largest.
     """
 
     name: str
@@ -198,7 +204,8 @@ class LayerNoise:
     """What quantization does at a layer: in the whole, in itself, and to the outputs by it alone.
 
     `snr_db` is signal to noise in the quantized program, `own_db` the same given exact inputs; `alone` the
-    relative error of the outputs with this layer alone in integers, None where it was not measured.
+    relative error of the output that moves most with this layer alone in integers, None where it was not
+    measured.
     """
 
     node: str

@@ -135,6 +135,22 @@ def test_a_layer_alone_is_that_layer_quantized_alone():
         assert found[name].alone == pytest.approx(expected, rel=0.02)
 
 
+def test_the_output_that_moves_most_counts_alone():
+    """Once an output a thousand times larger, which the layer does not touch, hid what it does."""
+    layers = {"a": nn.Linear(16, 32), "b": nn.Linear(32, 8)}
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+
+    def measured(function) -> Sensitivity:
+        before, _, after = quantized(Apply(function, **layers), (x,))
+        return sensitivity(before, after, [x])
+
+    single = measured(lambda m, x: m.b(torch.relu(m.a(x))))
+    double = measured(lambda m, x: (m.b(torch.relu(m.a(x))), torch.exp(x) * 1e4, x > 0))
+    assert double.total == pytest.approx(single.total, rel=1e-6)
+    wanted = {row.node: row.alone for row in single.layers}
+    assert {row.node: row.alone for row in double.layers} == pytest.approx(wanted, rel=1e-6)
+
+
 def test_signal_to_noise_and_total_are_those_of_the_quantized_program():
     before, after, found = study(Net(), samples=5)
     with torch.no_grad():
