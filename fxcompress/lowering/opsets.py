@@ -6,17 +6,28 @@ at 18 without an error. Older opsets are therefore reached by onnx's converter, 
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import onnxruntime as ort
 from onnx import version_converter
 
-from fxcompress.errors import InputError, LoweringError
+from fxcompress.errors import InputError, LoweringError, first_line
 from fxcompress.lowering.decompose import EXPORTED
 from fxcompress.runtime.versions import newest_ir, newest_opset
 
-OLDEST = 13
-"""Per-channel Q/DQ came with opset 13: below it nothing quantized can be written."""
+OLDEST = 14
+"""onnx's converter has no way from opset 14 to 13 for Relu, Add and most arithmetic."""
 DEFAULT = 20
+
+_FAILURES = (
+    *(RuntimeError, ValueError, onnx.checker.ValidationError),
+    *(version_converter.ConvertError, onnx.shape_inference.InferenceError),
+)
+"""What the converter and the checker raise; they share no base class."""
+
+_MISSING = re.compile(r"No (?:Adapter From Version \S+ for|Previous Version of) (\w+)")
+"""How the converter's assertions say of which operator it knows no older form."""
 
 
 def choose_opset(asked: int | None) -> int:
@@ -31,7 +42,7 @@ def choose_opset(asked: int | None) -> int:
     if type(asked) is not int or not OLDEST <= asked <= newest:
         raise InputError(
             f"opset {asked!r} cannot be written: onnxruntime {ort.__version__} reads opsets up to {newest}, "
-            f"and below {OLDEST} there is no per-channel quantization",
+            f"and below {OLDEST} onnx's converter does not reach",
             hint=f"ask for an opset from {OLDEST} to {newest}, or leave it out for {min(DEFAULT, newest)}",
         )
     return asked
@@ -46,9 +57,13 @@ def convert_down(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     try:
         converted = version_converter.convert_version(model, opset)
         onnx.checker.check_model(converted)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except _FAILURES as error:
+        missing = _MISSING.search(str(error))
+        reason = (
+            first_line(error) if missing is None else f"onnx's converter knows no older form of {missing[1]}"
+        )
         raise LoweringError(
-            f"the model cannot be written in opset {opset}: {str(error).splitlines()[0]}",
+            f"the model cannot be written in opset {opset}: {reason}",
             hint=f"ask for opset {EXPORTED} or newer",
         ) from error
     return converted
