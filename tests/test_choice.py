@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import onnx
@@ -120,6 +121,20 @@ def test_the_output_that_moves_most_is_named_where_there_are_several() -> None:
     choice, _ = decide({"original": 4, "float": 2, "int8": 1}, rules)
     assert choice.winner == "float"
     assert choice.reasons["int8"] == "loses 0.5 of the norm of its output 'scores'; max_drop is 0.02"
+
+
+@pytest.mark.parametrize(("original", "drop"), [(0.0, 8.9e-8), (-300.0, 2e-4)])
+def test_rounding_of_the_float_model_is_no_loss(original: float, drop: float) -> None:
+    """Once `max_drop=0.0` was refused wherever the metric is continuous."""
+    rules = Rules("latency", forced=False, max_drop=0.0)
+    times: dict[str, float] = {"original": 4, "float": 2, "int8": 1}
+    metrics = {name: original - loss for name, loss in (("original", 0.0), ("float", drop), ("int8", drop))}
+    choice, _ = decide(times, rules, metrics)
+    assert choice.winner == "float", "what is quantized loses by more than rounding"
+    with pytest.raises(BudgetError):
+        decide(times, replace(rules, lossless=False), metrics)
+    with pytest.raises(BudgetError):
+        decide(times, rules, {**metrics, "float": original - 10 * drop - 1e-5})
 
 
 def test_a_gain_is_no_loss() -> None:

@@ -40,6 +40,9 @@ FOLDED = (FLOAT, CARRIED)
 BARE = "float, without its quantizers"
 """What a model that came quantized would be in float; timed, and never handed out: its scales are kept."""
 
+ROUNDING = 1e-6
+"""What a folded model may lose of a metric, relative to it or to one, and still be said to lose nothing."""
+
 Check = Callable[["Candidate"], str | None]
 """Why a candidate may not be handed out, None where nothing speaks against it."""
 
@@ -134,12 +137,15 @@ def _judged(output: str | None) -> str:
 def _drop(candidate: Candidate, rules: Rules, metrics: Mapping[str, float]) -> float:
     """Return what a candidate loses: of the metric, else the relative error of the output that moves most.
 
-    Without a metric a folded model of which nothing was removed loses nothing: its proof has bounded it by
-    rounding.
+    A folded model of which nothing was removed loses nothing, and of a metric nothing but rounding: its proof
+    has bounded it by that.
     """
+    lossless = candidate.name in FOLDED and rules.lossless
     if candidate.name in metrics:
-        return metrics[ORIGINAL] - metrics[candidate.name]
-    if candidate.name in FOLDED and rules.lossless:
+        drop = metrics[ORIGINAL] - metrics[candidate.name]
+        rounding = ROUNDING * max(1.0, abs(metrics[ORIGINAL]))
+        return 0.0 if lossless and 0.0 < drop <= rounding else drop
+    if lossless:
         return 0.0
     return rules.errors.get(candidate.name, 0.0)
 
