@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from fxcompress.analysis.groups import analyse
 from fxcompress.analysis.prunability import prunability
 from fxcompress.api import compress, findings, flow, proofs
 from fxcompress.api.compress import SAMPLES
-from fxcompress.api.request import program_of, stages
+from fxcompress.api.request import Request, program_of, pruning_options, stages
 from fxcompress.errors import BudgetError, CompressError, InputError, NotSupported, ProofError
 from fxcompress.graph.edit import set_tensor
 from fxcompress.graph.program import Program
@@ -25,6 +27,7 @@ from fxcompress.passes.contract import Outcome
 from fxcompress.passes.fuse_batch_norm import FuseBatchNorm
 from fxcompress.passes.prune_channels import PruneChannels
 from fxcompress.pipeline import Journal
+from fxcompress.recipes.recipe import recipe_of
 from fxcompress.runtime.session import SessionError
 from fxcompress.runtime.timing import Comparison
 from fxcompress.targets.catalog import resolve
@@ -167,6 +170,10 @@ def test_takes_what_is_already_captured(model: nn.Module, program: Program, tmp_
         ({"opset": 3}, InputError, "opset 3"),
         ({"evaluate": 0.9}, InputError, "not a function"),
         ({"max_drop": -1, "evaluate": len}, InputError, "max_drop=-1"),
+        ({"max_drop": "1%", "evaluate": len}, InputError, "max_drop='1%'"),
+        ({"max_drop": torch.tensor(True), "evaluate": len}, InputError, "max_drop=tensor"),
+        ({"max_drop": np.float32("nan"), "evaluate": len}, InputError, "max_drop=.*nan"),
+        ({"max_drop": np.zeros(2), "evaluate": len}, InputError, "max_drop=array"),
         ({"recover": "distill"}, NotSupported, "recover"),
         ({"recipe": "recipe.json"}, InputError, r"no recipe 'recipe\.json'[\s\S]*half-int8"),
         ({"recipe": "half", "prune": 0.5}, InputError, "pass either"),
@@ -180,6 +187,26 @@ def test_refuses_before_any_work(options: dict[str, Any], kind: type[CompressErr
         fxcompress.optimize(nn.Linear(2, 2), progress=told.append, **options)
     assert raised.value.hint is not None or "one of" in str(raised.value)
     assert told == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.float32(0.25),
+        np.array(0.25),
+        torch.tensor(0.25, requires_grad=True),
+        Fraction(1, 4),
+        Decimal("0.25"),
+    ],
+)
+def test_a_bound_is_any_number(given: Any) -> None:
+    """Once those of numpy and torch were refused."""
+    held = Request(recipe=recipe_of(None, None), target=resolve("onnxruntime"), max_drop=given).max_drop
+    assert type(held) is float
+    assert held == 0.25
+    pruning = pruning_options(given)
+    assert isinstance(pruning, fxcompress.Prune)
+    assert pruning.ratio == 0.25
 
 
 def test_refuses_programs_and_models_in_training_mode(program: Program) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, SupportsFloat, TypeGuard
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fxcompress.api.result import Plan
@@ -78,11 +79,13 @@ class Request:
     def _check_drop(self) -> None:
         if self.max_drop is None:
             return
-        if not (_number(self.max_drop) and self.max_drop >= 0):
+        bound = _number(self.max_drop)
+        if bound is None or not bound >= 0:
             raise InputError(
                 f"max_drop={self.max_drop!r} is not a loss of the metric",
                 hint="max_drop=0.01 accepts a metric that is lower by at most 0.01, in the metric's own unit",
             )
+        object.__setattr__(self, "max_drop", bound)  # a plain number, which a report can hold
 
     @property
     def prune(self) -> Prune | None:
@@ -128,13 +131,14 @@ def pruning_options(prune: float | Prune | PruningPlan | Plan | None) -> Prune |
         return prune.pruning
     if prune is None or isinstance(prune, Prune | PruningPlan):
         return prune
-    if not _number(prune):
+    ratio = _number(prune)
+    if ratio is None:
         raise InputError(
             f"prune={reprlib.repr(prune)} is neither a share of the MACs nor a Prune or PruningPlan",
             hint="prune=0.5 removes half of the multiply-accumulates; Prune(budget=Budget(ms=3)) states a "
             "budget; PruningPlan.load(path) reads a plan",
         )
-    return Prune(ratio=float(prune))
+    return Prune(ratio=ratio)
 
 
 def quantization_options(quantize: str | Quantize | None) -> Quantize | None:
@@ -263,8 +267,13 @@ def _is_archive(model: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(model, str | os.PathLike) and Path(model).suffix.lower() == ".fxc"
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    """The number that a value is or holds; None for flags, texts and what holds several."""
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        value = value.item() if value.ndim == 0 else None
+    if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+        return None
+    return float(value)
 
 
 def _whole(value: object) -> bool:
