@@ -1,6 +1,7 @@
 """Models prepared by `torch.ao.quantization`: their fake quantization frozen, so that it can be captured.
 
     FakeQuantize              =>  fake_quantize(x, scale, zero_point) with the numbers it has now
+    one that is dynamic       =>  the same with a scale found at run time, as in `passes.quantize_dynamically`
     an observer               =>  nothing: it only looks
     convolution + batch norm  =>  one convolution whose weight is that which was fake-quantized
     quint8 tensors of `convert_to_reference_fx`  =>  the same in operators on plain integers
@@ -34,6 +35,9 @@ _PACKED = (
 )
 _FLOAT = (torch.ao.nn.quantized.FloatFunctional, torch.ao.nn.quantized.FXFloatFunctional)
 """What lives beside the packed layers and computes in float: additions with a quantizer behind them."""
+
+BYTE = 255
+"""The last of the integers that a runtime finds scales for."""
 
 _PLAIN = {torch.quint8: (0, 255, torch.uint8), torch.qint8: (-128, 127, torch.int8)}
 
@@ -103,6 +107,8 @@ def _quantizer(name: str, module: Any) -> nn.Module:
     """The module with its numbers fixed."""
     if not int(module.fake_quant_enabled[0]):
         return nn.Identity()
+    if getattr(module, "is_dynamic", False) and int(module.observer_enabled[0]):
+        return _at_run_time(name, module)
     scale = module.scale.detach().float().clone()
     zero = module.zero_point.detach().round().to(torch.int32).clone()
     observer = getattr(module, "activation_post_process", None)
@@ -117,6 +123,43 @@ def _quantizer(name: str, module: Any) -> nn.Module:
     if getattr(module, "is_per_channel", False) or scale.numel() > 1:
         return _PerChannel(scale, zero, int(module.ch_axis), (low, high))
     return _PerTensor(float(scale), int(zero), (low, high))
+
+
+def _at_run_time(name: str, module: Any) -> nn.Module:
+    """The module that finds its scale in every call; the range must be what a runtime's operator uses."""
+    low, high = int(module.quant_min), int(module.quant_max)
+    if module.qscheme != torch.per_tensor_affine:
+        raise _no_dynamic_form(name, str(module.qscheme).removeprefix("torch."))
+    if high - low != BYTE:
+        raise _no_dynamic_form(name, f"{low}..{high}")
+    return _AtRunTime(float(module.activation_post_process.eps))
+
+
+def _no_dynamic_form(name: str, what: str) -> InputError:
+    return InputError(
+        f"{name} finds its scale at run time ({what}), which runtimes do in eight bits, with one scale and a "
+        "zero point for the whole tensor only",
+        hint="prepare the model with default_dynamic_fake_quant (0..255, per_tensor_affine), or pass the "
+        'float model with quantize="int8-dynamic"',
+    )
+
+
+class _AtRunTime(nn.Module):
+    """Fake quantization with one scale for each call.
+
+    Integers from -128 on stand for the same numbers as those from 0 on, which is what runtimes have.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value of the nearest integer."""
+        scale, zero = integers.choose_qparams.tensor(x, 0, BYTE, self.eps, torch.uint8)
+        form = (scale, zero, 0, BYTE, torch.uint8)
+        whole = integers.quantize_per_tensor.tensor(x, *form)
+        return integers.dequantize_per_tensor.tensor(whole, *form)
 
 
 class _PerTensor(nn.Module):

@@ -10,8 +10,9 @@ back larger than in training (pytorch#143497).
 
 Rectifiers behind a quantizer are taken into its integers (`graph/rectifiers.py`).
 
-What has more than 8 bits, scales that are computed, and zero points of channels other than 0 are left as they
-are.
+Scales that are found at run time stay so, in the one range that runtimes find them for. What has more than 8
+bits, scales that are computed otherwise, and zero points of channels other than 0
+are left as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx
 
+from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.rectifiers import is_rectified, quantizer_of, take_in_rectifiers
 from fxcompress.graph.signature import Holder
@@ -36,6 +38,7 @@ _FAKE = (aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_te
 _FAKE_CHANNELS = (aten.fake_quantize_per_channel_affine.default, integers.fake_quant_per_channel.default)
 _QUANTIZERS = (QUANTIZE, integers.quantize_per_tensor.tensor)
 _DEQUANTIZERS = (DEQUANTIZE, integers.dequantize_per_tensor.tensor)
+_RANGE = integers.choose_qparams.tensor
 _PARTS = (*_FAKE, *_FAKE_CHANNELS, *_QUANTIZERS, integers.quantize_per_channel.default)
 
 
@@ -58,8 +61,11 @@ def settle_quantizers(program: Holder) -> list[str]:
     parts = [node for node in program.module.graph.nodes if node.target in _PARTS]
     if not parts:
         return []
-    left = 0
+    left = dynamic = 0
     for node in parts:
+        if _is_dynamic(node):
+            dynamic += 1
+            continue
         if node.target in _FAKE:
             done = _settle_fake(program, node)
         elif node.target in _QUANTIZERS:
@@ -72,18 +78,43 @@ def settle_quantizers(program: Holder) -> list[str]:
     edit.tidy(program)
     edit.reinfer(program)
     note = f"the model carries fake quantization at {len(parts)} places; its scales are kept"
-    return [note + (f", {left} of them as they were written" if left else "")]
+    found = f", {dynamic} of them as found at run time" if dynamic else ""
+    return [note + found + (f", {left} of them as they were written" if left else "")]
+
+
+def _is_dynamic(node: fx.Node) -> bool:
+    """Whether a quantization finds its scale at run time; raises InputError where no runtime does."""
+    found = _origin(node.args[1]) if node.target in _QUANTIZERS else None
+    if found is None:
+        return False
+    low, high = found.args[1:3]
+    if (low, high) != node.args[3:5] or (low, high) not in ((0, 255), (-128, 127)):
+        raise InputError(
+            f"a scale is found at run time for the integers {low}..{high}, and runtimes find one for all of "
+            "0..255 only",
+            hint="quantize with the full range of eight bits (reduce_range=False), or pass the float model "
+            'with quantize="int8-dynamic"',
+            node=node.format_node(),
+            source=walk.source(node),
+        )
+    return True
+
+
+def _origin(scale: Any) -> fx.Node | None:
+    """What finds a scale at run time; None for any other."""
+    origin = scale.args[0] if isinstance(scale, fx.Node) and scale.args else None
+    return origin if isinstance(origin, fx.Node) and origin.target is _RANGE else None
 
 
 def is_quantized(program: Holder) -> bool:
     """Whether a program dequantizes something."""
-    return any(node.target in (DEQUANTIZE, DEQUANTIZE_CHANNELS) for node in program.module.graph.nodes)
+    return any(node.target in (*_DEQUANTIZERS, DEQUANTIZE_CHANNELS) for node in program.module.graph.nodes)
 
 
 def drop_quantizers(program: Holder) -> None:
     """Let every activation be what it was before it was quantized, in place; weights stay as they are."""
     for node in list(program.module.graph.nodes):
-        before = quantizer_of(node) if node.target is DEQUANTIZE else None
+        before = quantizer_of(node) if node.target in _DEQUANTIZERS else None
         if before is None:
             continue
         plain = _input(before)

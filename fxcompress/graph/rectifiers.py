@@ -24,6 +24,7 @@ aten = torch.ops.aten
 integers = torch.ops.quantized_decomposed
 
 _QUANTIZE = integers.quantize_per_tensor.default
+_QUANTIZERS = (_QUANTIZE, integers.quantize_per_tensor.tensor)
 _DEQUANTIZE = integers.dequantize_per_tensor.default
 _CEILINGS = {aten.relu.default: float("inf"), aten.relu6.default: 6.0, aten.hardtanh.default: None}
 """Above which value a rectifier ends; None where its arguments say."""
@@ -78,7 +79,7 @@ def quantizer_of(real: fx.Node) -> fx.Node | None:
     whole = real.args[0]
     if isinstance(whole, fx.Node) and whole.target is aten.clamp.default:
         whole = whole.args[0]
-    return whole if isinstance(whole, fx.Node) and whole.target is _QUANTIZE else None
+    return whole if isinstance(whole, fx.Node) and whole.target in _QUANTIZERS else None
 
 
 def is_rectified(real: fx.Node) -> bool:

@@ -4,6 +4,8 @@
         =>  x_q, scale, zero = DynamicQuantizeLinear(x)
             Cast(MatMulInteger(x_q, w', zero)) * (scale * w_scales) + b
 
+    anything else that reads it                        =>  reads (Cast(x_q) - Cast(zero)) * scale
+
     linear(x, dequantize_per_channel_group(w), b)      =>  MatMulNBits(x, packed w, scales, b)
     linear(x rounded in blocks, dequantize_.._group)   =>  the same, which rounds by itself
 
@@ -32,8 +34,12 @@ integers = torch.ops.quantized_decomposed
 FLOATS, INTEGERS = 1, 4
 """`accuracy_level` of MatMulNBits: activations as they are, or rounded to int8 in blocks."""
 
+MATRIX = 2
+"""Dimensions of a stored weight that products of integers read."""
+
 _GROUPED = integers.dequantize_per_channel_group.default
 _PER_CHANNEL = integers.dequantize_per_channel.default
+_PER_TENSOR = integers.dequantize_per_tensor.default
 _RANGE = integers.choose_qparams.tensor
 _QUANTIZE = integers.quantize_per_tensor.tensor
 _DEQUANTIZE = integers.dequantize_per_tensor.tensor
@@ -43,7 +49,8 @@ def runtime_forms(program: Program) -> Program:
     """The program in the runtime's forms; itself where there is nothing to do.
 
     Raises:
-        LoweringError: a weight in blocks, or a run-time scale, that something else than a product reads.
+        LoweringError: a weight in blocks that something else than a product reads, or integers with a
+            run-time scale that are not dequantized at once.
     """
     if not any(node.target in (_GROUPED, _RANGE) for node in program.graph.nodes):
         return program
@@ -116,9 +123,21 @@ def _at_run_time(program: Program, found: fx.Node) -> None:
         scale = edit.call_before(whole, operator.getitem, (both, 1))
         zero = edit.call_before(whole, operator.getitem, (both, 2))
         for real in list(whole.users):
-            for product in list(real.users):
-                _integer_product(program, product, real, (whole, scale, zero))
+            if real.target is not _DEQUANTIZE:
+                raise _unreadable(real, "a tensor that is quantized at run time")
+            for reader in list(real.users):
+                _integer_product(program, reader, real, (whole, scale, zero))
+            if real.users:
+                _floats(real, whole, scale, zero)
         edit.set_call(whole, operator.getitem, (both, 0))
+
+
+def _floats(real: fx.Node, whole: fx.Node, scale: fx.Node, zero: fx.Node) -> None:
+    """What integers with a run-time scale stand for, in plain operators: runtimes fuse none of them."""
+    number = edit.call_before(real, aten.to.dtype, (whole, torch.float32))
+    origin = edit.call_before(real, aten.to.dtype, (zero, torch.float32))
+    distance = edit.call_before(real, aten.sub.Tensor, (number, origin))
+    edit.set_call(real, aten.mul.Tensor, (distance, scale))
 
 
 def _scale_of(whole: fx.Node) -> fx.Node | None:
@@ -130,16 +149,15 @@ def _scale_of(whole: fx.Node) -> fx.Node | None:
 def _integer_product(
     program: Program, product: fx.Node, real: fx.Node, quantized: tuple[fx.Node, fx.Node, fx.Node]
 ) -> None:
-    """One product of quantized activations with a stored weight, in integers."""
+    """One product of quantized activations with a stored weight, in integers; others are left."""
     row = role(product)
-    weight = walk.argument(product, row.weight) if row is not None and row.weight else None
-    if row is None or row.kind is not Kind.LINEAR or not isinstance(weight, fx.Node):
-        raise _unreadable(product, "a tensor that is quantized at run time")
-    if weight.target is not _PER_CHANNEL or walk.argument(product, row.activations[0]) is not real:
-        raise _unreadable(product, "a tensor that is quantized at run time")
+    if row is None or row.kind is not Kind.LINEAR or row.weight is None:
+        return
+    steps = _steps(program, walk.argument(product, row.weight), row.axis)
+    if steps is None or walk.argument(product, row.activations[0]) is not real:
+        return
     whole, scale, zero = quantized
-    stored, steps = weight.args[0], weight.args[1]
-    assert isinstance(stored, fx.Node) and isinstance(steps, fx.Node)
+    stored = walk.argument(product, row.weight).args[0]
     matrix = _turned(program, stored) if row.axis == 0 else stored
     summed = edit.call_before(product, operators.matmul_integer.default, (whole, matrix, zero))
     floats = edit.call_before(product, aten.to.dtype, (summed, torch.float32))
@@ -150,6 +168,22 @@ def _integer_product(
         return
     scaled = edit.call_before(product, aten.mul.Tensor, (floats, step))
     edit.set_call(product, aten.add.Tensor, (scaled, bias))
+
+
+def _steps(program: Program, weight: Any, axis: int) -> fx.Node | float | None:
+    """The scales of a stored int8 weight, one for each output or one for all; None where it is no such."""
+    if not isinstance(weight, fx.Node) or weight.target not in (_PER_CHANNEL, _PER_TENSOR):
+        return None
+    stored, steps, zero = weight.args[:3]
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
+        return None
+    if walk.dtype(stored) != torch.int8 or len(walk.shape(stored)) != MATRIX:
+        return None
+    if weight.target is _PER_TENSOR:
+        return steps if isinstance(steps, float) and zero == 0 else None
+    assert isinstance(steps, fx.Node) and isinstance(weight.args[3], int)
+    centered = isinstance(zero, fx.Node) and not bool(walk.tensor(program, zero).any())
+    return steps if centered and weight.args[3] % MATRIX == axis % MATRIX else None
 
 
 def _turned(program: Program, stored: fx.Node) -> fx.Node:

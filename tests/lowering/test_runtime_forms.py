@@ -54,10 +54,22 @@ def test_a_product_at_run_time_is_a_product_of_integers() -> None:
     assert operators == ["DynamicQuantizeLinear", "MatMulInteger", "Mul", "Cast", "Mul", "Add"]
 
 
-def test_what_has_no_form_is_refused_with_its_node() -> None:
+def test_what_is_no_product_reads_what_the_integers_stand_for() -> None:
     model = Chain(a=nn.Linear(64, 64), b=nn.Linear(64, 64)).eval()
     program = QuantizeDynamically().run(capture(model, X)).program
     real = next(node for node in program.graph.nodes if node.name.endswith("linear_dq"))
-    edit.call_after(real, torch.ops.aten.relu.default, (real,))
+    rectified = edit.call_after(real, torch.ops.aten.relu.default, (real,))
+    edit.replace_uses(real, rectified, only=set(real.users) - {rectified})
+    edit.reinfer(program)
+    operators = [node.op_type for node in lower(program).graph.node]
+    assert operators.count("MatMulInteger") == 1
+    assert operators.count("MatMul") + operators.count("Gemm") == 1
+
+
+def test_what_has_no_form_is_refused_with_its_node() -> None:
+    model = Chain(a=nn.Linear(64, 64), b=nn.Linear(64, 64)).eval()
+    program = QuantizeDynamically().run(capture(model, X)).program
+    whole = next(node for node in program.graph.nodes if node.name.endswith("linear_q"))
+    edit.call_after(whole, torch.ops.aten.relu.default, (whole,))
     with pytest.raises(LoweringError, match="quantized at run time[\\s\\S]*relu"):
         runtime_forms(program)
