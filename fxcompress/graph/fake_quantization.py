@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ BYTE = 255
 """The last of the integers that a runtime finds scales for."""
 
 _PLAIN = {torch.quint8: (0, 255, torch.uint8), torch.qint8: (-128, 127, torch.int8)}
+_NIBBLES = (0, 15)
+_FLOAT_ZEROS = torch.per_channel_affine_float_qparams
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -99,8 +102,19 @@ def _fixed(name: str, module: nn.Module) -> nn.Module | None:
         return nn.Identity()
     if _is_reference(module):
         reference: Any = module
+        if getattr(reference, "weight_qscheme", None) == _FLOAT_ZEROS and not reference.is_decomposed:
+            reference.get_weight = partial(_rounded_table, reference)
         reference.is_decomposed = True
     return None
+
+
+def _rounded_table(reference: Any) -> Tensor:
+    """The weight that a reference module with float zero points computes: decomposed ones cut, not round."""
+    form = _PLAIN.get(reference.weight_dtype, _NIBBLES)
+    given = (reference.weight_scale.float(), reference.weight_zero_point.float())
+    return torch.fake_quantize_per_channel_affine(
+        reference.weight, *given, reference.weight_axis_int, *form[:2]
+    )
 
 
 def _quantizer(name: str, module: Any) -> nn.Module:
@@ -120,6 +134,9 @@ def _quantizer(name: str, module: Any) -> nn.Module:
             hint="train or calibrate the prepared model first",
         )
     low, high = int(module.quant_min), int(module.quant_max)
+    if module.qscheme == _FLOAT_ZEROS:
+        origins = module.zero_point.detach().float().clone()
+        return _FloatZeros(scale, origins, int(module.ch_axis), (low, high))
     if getattr(module, "is_per_channel", False) or scale.numel() > 1:
         return _PerChannel(scale, zero, int(module.ch_axis), (low, high))
     return _PerTensor(float(scale), int(zero), (low, high))
@@ -192,6 +209,21 @@ class _PerChannel(nn.Module):
         given = (self.scale, self.zero_point, *self.form)
         whole = integers.quantize_per_channel.default(x, *given)
         return integers.dequantize_per_channel.default(whole, *given)
+
+
+class _FloatZeros(nn.Module):
+    """Fake quantization with a scale and a zero point that is no integer for every channel."""
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, axis: int, bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.form = (axis, *bounds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value of the nearest integer of each channel."""
+        scale, zero = self.get_buffer("scale"), self.get_buffer("zero_point")
+        return torch.fake_quantize_per_channel_affine(x, scale, zero, *self.form)
 
 
 class _Fused(nn.Module):

@@ -11,8 +11,8 @@ back larger than in training (pytorch#143497).
 Rectifiers behind a quantizer are taken into its integers (`graph/rectifiers.py`).
 
 Scales that are found at run time stay so, in the one range that runtimes find them for. What has more than 8
-bits, scales that are computed otherwise, and zero points of channels other than 0
-are left as they are.
+bits, scales that are computed otherwise, and zero points of channels other than 0 are left as they are. Zero
+points that are no integers (embeddings) have no form in integers at all: see `graph.float_zeros`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.rectifiers import is_rectified, quantizer_of, take_in_rectifiers
+from fxcompress.graph.float_zeros import settle_float_zeros
 from fxcompress.graph.signature import Holder
 
 aten = torch.ops.aten
@@ -57,10 +58,11 @@ class _Form(NamedTuple):
 
 
 def settle_quantizers(program: Holder) -> list[str]:
-    """Write the fake quantization of a program as integers; returns a note where there was any."""
+    """Write the fake quantization of a program as integers; returns notes on what there was."""
+    notes = settle_float_zeros(program)
     parts = [node for node in program.module.graph.nodes if node.target in _PARTS]
     if not parts:
-        return []
+        return notes
     left = dynamic = 0
     for node in parts:
         if _is_dynamic(node):
@@ -79,7 +81,7 @@ def settle_quantizers(program: Holder) -> list[str]:
     edit.reinfer(program)
     note = f"the model carries fake quantization at {len(parts)} places; its scales are kept"
     found = f", {dynamic} of them as found at run time" if dynamic else ""
-    return [note + found + (f", {left} of them as they were written" if left else "")]
+    return [*notes, note + found + (f", {left} of them as they were written" if left else "")]
 
 
 def _is_dynamic(node: fx.Node) -> bool:
