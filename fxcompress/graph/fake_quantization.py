@@ -57,16 +57,24 @@ def frozen(model: nn.Module) -> nn.Module:
                 f"{name} is a {type(module).__name__} with packed integer weights, which cannot be captured",
                 hint="pass the model as it was before convert(): prepared, with its fake quantization",
             )
-    if not any(isinstance(module, _PREPARED) or _is_reference(module) for module in model.modules()):
+    if not any(_is_affected(module) for module in model.modules()):
         return model
     result = copy.deepcopy(model)
     if isinstance(result, _PREPARED):
         raise InputError("this is a quantizer, not a model", hint="pass the model that it is in")
     _replace_all(result, _without_norm)
     _replace_all(result, _fixed)
-    if isinstance(result, fx.GraphModule):
-        _use_plain_integers(result)
+    for module in result.modules():
+        if isinstance(module, fx.GraphModule):
+            _use_plain_integers(module)
     return result
+
+
+def _is_affected(module: nn.Module) -> bool:
+    """Whether a module is no plain float one, or quantizes in its graph."""
+    if isinstance(module, fx.GraphModule):
+        return any(node.target is torch.quantize_per_tensor for node in module.graph.nodes)
+    return isinstance(module, _PREPARED) or _is_reference(module)
 
 
 def _is_reference(module: nn.Module) -> bool:
@@ -277,12 +285,18 @@ def _use_plain_integers(module: fx.GraphModule) -> None:
     """Quantize_per_tensor to quint8 and dequantize => the same on uint8 tensors."""
     forms: dict[fx.Node, tuple[Any, ...]] = {}
     for node in list(module.graph.nodes):
-        if node.target is torch.quantize_per_tensor and node.args[3] in _PLAIN:
-            source, scale, zero, kind = node.args
+        if node.target is torch.quantize_per_tensor and _given(node)[3] in _PLAIN:
+            source, scale, zero, kind = _given(node)
             forms[node] = (scale, zero, *_PLAIN[kind])
-            node.target = integers.quantize_per_tensor.tensor
-            node.args = (source, *forms[node])
+            node.target = integers.quantize_per_tensor
+            node.args, node.kwargs = (source, *forms[node]), {}
         elif node.op == "call_method" and node.target == "dequantize" and node.args[0] in forms:
-            node.op, node.target = "call_function", integers.dequantize_per_tensor.tensor
+            node.op, node.target = "call_function", integers.dequantize_per_tensor
             node.args = (node.args[0], *forms[node.args[0]])
     module.recompile()
+
+
+def _given(node: fx.Node) -> list[Any]:
+    """The arguments of a quantization, by place or by name."""
+    names = ("input", "scale", "zero_point", "dtype")
+    return [*node.args, *(node.kwargs[name] for name in names[len(node.args) :])]

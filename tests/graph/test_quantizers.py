@@ -155,6 +155,30 @@ def test_packed_weights_are_refused_with_what_to_do() -> None:
         capture(model, torch.randn(2, 8))
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_reference_model_inside_another_module_is_taken_in_as_alone() -> None:
+    alone, wrapped = FORMS["reference"](), nn.Sequential(nn.Identity(), FORMS["reference"]()).eval()
+    with torch.no_grad():
+        assert torch.equal(capture(wrapped, IMAGES)(IMAGES), capture(alone, IMAGES)(IMAGES))
+    assert quantizers(capture(wrapped, IMAGES)) == quantizers(capture(alone, IMAGES))
+
+
+class Quantizing(nn.Module):
+    """No layer, only a tensor of type quint8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(x, 0.05, 100, dtype=torch.quint8).dequantize()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_graph_that_only_quantizes_is_taken_in() -> None:
+    model = torch.fx.symbolic_trace(Quantizing()).eval()
+    program = capture(nn.Sequential(nn.Identity(), model), IMAGES)
+    assert quantizers(program) == [(0.05, 100, 0, 255)]
+    with torch.no_grad():
+        torch.testing.assert_close(program(IMAGES), model(IMAGES))
+
+
 def test_exported_programs_are_taken_in_as_they_are(tmp_path) -> None:
     exported = torch.export.export(FORMS["decomposed"](), (IMAGES,))
     torch.export.save(exported, tmp_path / "qat.pt2")
