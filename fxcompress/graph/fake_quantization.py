@@ -40,7 +40,11 @@ _FLOAT = (torch.ao.nn.quantized.FloatFunctional, torch.ao.nn.quantized.FXFloatFu
 BYTE = 255
 """The last of the integers that a runtime finds scales for."""
 
+EPS = torch.finfo(torch.float32).eps
+"""The smallest scale that observers find."""
+
 _PLAIN = {torch.quint8: (0, 255, torch.uint8), torch.qint8: (-128, 127, torch.int8)}
+_QUINT8 = (torch.quantize_per_tensor, torch.quantize_per_tensor_dynamic)
 _NIBBLES = (0, 15)
 _FLOAT_ZEROS = torch.per_channel_affine_float_qparams
 
@@ -73,7 +77,7 @@ def frozen(model: nn.Module) -> nn.Module:
 def _is_affected(module: nn.Module) -> bool:
     """Whether a module is no plain float one, or quantizes in its graph."""
     if isinstance(module, fx.GraphModule):
-        return any(node.target is torch.quantize_per_tensor for node in module.graph.nodes)
+        return any(node.target in _QUINT8 for node in module.graph.nodes)
     return isinstance(module, _PREPARED) or _is_reference(module)
 
 
@@ -170,10 +174,7 @@ def _no_dynamic_form(name: str, what: str) -> InputError:
 
 
 class _AtRunTime(nn.Module):
-    """Fake quantization with one scale for each call.
-
-    Integers from -128 on stand for the same numbers as those from 0 on, which is what runtimes have.
-    """
+    """Fake quantization with one scale for each call."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -181,10 +182,18 @@ class _AtRunTime(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value of the nearest integer."""
-        scale, zero = integers.choose_qparams.tensor(x, 0, BYTE, self.eps, torch.uint8)
-        form = (scale, zero, 0, BYTE, torch.uint8)
-        whole = integers.quantize_per_tensor.tensor(x, *form)
-        return integers.dequantize_per_tensor.tensor(whole, *form)
+        return _at_its_own_scale(x, self.eps)
+
+
+def _at_its_own_scale(x: Tensor, eps: float = EPS) -> Tensor:
+    """Quantized with the range that it has, and back.
+
+    Integers from -128 on stand for the same numbers as those from 0 on, which is what runtimes have.
+    """
+    scale, zero = integers.choose_qparams.tensor(x, 0, BYTE, eps, torch.uint8)
+    form = (scale, zero, 0, BYTE, torch.uint8)
+    whole = integers.quantize_per_tensor.tensor(x, *form)
+    return integers.dequantize_per_tensor.tensor(whole, *form)
 
 
 class _PerTensor(nn.Module):
@@ -290,13 +299,31 @@ def _use_plain_integers(module: fx.GraphModule) -> None:
             forms[node] = (scale, zero, *_PLAIN[kind])
             node.target = integers.quantize_per_tensor
             node.args, node.kwargs = (source, *forms[node]), {}
+        elif node.target is torch.quantize_per_tensor_dynamic:
+            _find_at_run_time(node)
         elif node.op == "call_method" and node.target == "dequantize" and node.args[0] in forms:
             node.op, node.target = "call_function", integers.dequantize_per_tensor
             node.args = (node.args[0], *forms[node.args[0]])
     module.recompile()
 
 
-def _given(node: fx.Node) -> list[Any]:
+def _find_at_run_time(node: fx.Node) -> None:
+    """Quantize_per_tensor_dynamic and the dequantizations behind it => one function that can be traced."""
+    source, _, reduced = _given(node, ("input", "dtype", "reduce_range"))
+    if reduced:
+        raise InputError(
+            f"{node.name} quantizes to 0..127 at run time (quantize_per_tensor_dynamic with "
+            "reduce_range=True); runtimes do so to 0..255 only",
+            hint="convert with torch.backends.quantized.engine = 'qnnpack', which reduces no range, or pass "
+            'the float model with quantize="int8-dynamic"',
+        )
+    for real in list(node.users):
+        if real.target == "dequantize":
+            real.op, real.target, real.args = "call_function", _at_its_own_scale, (source,)
+    if not node.users:
+        node.graph.erase_node(node)
+
+
+def _given(node: fx.Node, names: tuple[str, ...] = ("input", "scale", "zero_point", "dtype")) -> list[Any]:
     """The arguments of a quantization, by place or by name."""
-    names = ("input", "scale", "zero_point", "dtype")
     return [*node.args, *(node.kwargs[name] for name in names[len(node.args) :])]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
+from torch.ao.quantization import quantize_fx
 
 from fxcompress.errors import InputError
 from fxcompress.graph.capture import capture
@@ -114,6 +115,36 @@ def test_dynamic_scales_that_no_runtime_finds_are_refused(given: dict[str, Any],
     )
     with pytest.raises(InputError, match=rf"1 finds its scale at run time \({said}[\s\S]*int8-dynamic"):
         capture(nn.Sequential(nn.Linear(8, 4), quantizer).eval(), X)
+
+
+def dynamic_reference(engine: str) -> nn.Module:
+    """`convert_to_reference_fx`, which asks the engine whether to reduce the range."""
+    torch.manual_seed(0)
+    before = torch.backends.quantized.engine
+    mapping = ao.QConfigMapping().set_global(ao.default_dynamic_qconfig)
+    try:
+        torch.backends.quantized.engine = engine
+        return quantize_fx.convert_to_reference_fx(quantize_fx.prepare_fx(Mixed().eval(), mapping, (X,)))
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor")
+def test_a_dynamic_reference_model_is_taken_in() -> None:
+    model = nn.Sequential(nn.Identity(), dynamic_reference("qnnpack")).eval()
+    program = capture(model, X)
+    assert any("2 of them as found at run time" in note for note in program.notes)
+    with torch.no_grad():
+        wanted = model(X)
+        torch.testing.assert_close(program(X), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(session_output(program, X), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor")
+def test_a_dynamic_reference_model_of_a_reduced_range_is_refused() -> None:
+    said = r"quantize_per_tensor_dynamic quantizes to 0\.\.127 at run time[\s\S]*qnnpack"
+    with pytest.raises(InputError, match=said):
+        capture(dynamic_reference("fbgemm"), X)
 
 
 class Ranged(nn.Module):
