@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import CaptureError, CompressError, IllFormed, InputError
 from fxcompress.graph import agreement, dynamic, tracing, walk
 from fxcompress.graph.canonical import canonical
+from fxcompress.graph.fake_quantization import frozen, notes_on_observers
 from fxcompress.graph.inputs import infer_example, normalize
 from fxcompress.graph.intake import HOW, settle_masks, unwrapped
 from fxcompress.graph.program import Example, Program
@@ -49,8 +50,8 @@ def capture(
         trust: load a `.pt2` file without screening it; such a file can run code.
 
     Raises:
-        InputError: the model is in training mode, on another device or without its weights, or fails on the
-            example inputs, or the file is no `.pt2`.
+        InputError: the model is in training mode, on another device or without its weights, has packed
+            integer weights, or fails on the example inputs, or the file is no `.pt2`.
         CaptureError: the model cannot be a graph, for example because its control flow depends on data.
         UnsafeFile: the `.pt2` file could run code.
     """
@@ -64,12 +65,16 @@ def capture(
             )
         return _from_exported(model, example_inputs)
     model = unwrapped(model)
+    notes = notes_on_observers(model)
+    model = frozen(model)
     refuse_training(model)
     if example_inputs is not None:
-        return _from_module(model, _keywords(model, normalize(example_inputs)), dynamic_shapes)
-    example, note = infer_example(model)
+        example = normalize(example_inputs)
+    else:
+        example, note = infer_example(model)
+        notes.append(note)
     program = _from_module(model, _keywords(model, example), dynamic_shapes)
-    program.notes.append(note)
+    program.notes.extend(notes)
     return program
 
 

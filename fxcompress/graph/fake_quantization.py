@@ -37,6 +37,13 @@ _PACKED = (
 _FLOAT = (torch.ao.nn.quantized.FloatFunctional, torch.ao.nn.quantized.FXFloatFunctional)
 """What lives beside the packed layers and computes in float: additions with a quantizer behind them."""
 
+_BEFORE_PACKING = (
+    "pass what convert_to_reference_fx makes of the model of prepare_fx or prepare_qat_fx; after "
+    "quantization-aware training, the prepared model as it was before convert() does as well"
+)
+_FLOAT_MODEL = 'pass the float model with quantize="int8-dynamic"'
+LISTED = 3
+
 BYTE = 255
 """The last of the integers that a runtime finds scales for."""
 
@@ -57,9 +64,10 @@ def frozen(model: nn.Module) -> nn.Module:
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith(_PACKED) and not isinstance(module, _FLOAT):
+            dynamic = ".dynamic." in type(module).__module__
             raise InputError(
                 f"{name} is a {type(module).__name__} with packed integer weights, which cannot be captured",
-                hint="pass the model as it was before convert(): prepared, with its fake quantization",
+                hint=_FLOAT_MODEL if dynamic else _BEFORE_PACKING,
             )
     if not any(_is_affected(module) for module in model.modules()):
         return model
@@ -72,6 +80,33 @@ def frozen(model: nn.Module) -> nn.Module:
         if isinstance(module, fx.GraphModule):
             _use_plain_integers(module)
     return result
+
+
+def notes_on_observers(model: nn.Module) -> list[str]:
+    """What to say of observers that have seen data: their ranges are in no graph."""
+    inside = {item for module in model.modules() if _fakes(module) for item in module.modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, ObserverBase) and module not in inside and _has_seen(module)
+    ]
+    if not names:
+        return []
+    listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    return [
+        f"the observers' ranges are left out, and their tensors stay in float: {listed}; "
+        "convert_to_reference_fx keeps them, for a model of prepare_fx"
+    ]
+
+
+def _fakes(module: nn.Module) -> bool:
+    return isinstance(module, FakeQuantizeBase | _LearnableFakeQuantize)
+
+
+def _has_seen(observer: Any) -> bool:
+    """Whether an observer knows a range."""
+    seen = getattr(observer, "min_val", None)
+    return isinstance(seen, Tensor) and bool(seen.numel()) and not bool(torch.isinf(seen).any())
 
 
 def _is_affected(module: nn.Module) -> bool:
@@ -108,7 +143,7 @@ def _without_norm(_: str, module: nn.Module) -> nn.Module | None:
 
 
 def _fixed(name: str, module: nn.Module) -> nn.Module | None:
-    if isinstance(module, FakeQuantizeBase | _LearnableFakeQuantize):
+    if _fakes(module):
         return _quantizer(name, module)
     if isinstance(module, ObserverBase):
         return nn.Identity()
@@ -138,8 +173,7 @@ def _quantizer(name: str, module: Any) -> nn.Module:
     scale = module.scale.detach().float().clone()
     zero = module.zero_point.detach().round().to(torch.int32).clone()
     observer = getattr(module, "activation_post_process", None)
-    seen = getattr(observer, "min_val", None)
-    unseen = isinstance(seen, Tensor) and (not seen.numel() or bool(torch.isinf(seen).any()))
+    unseen = isinstance(getattr(observer, "min_val", None), Tensor) and not _has_seen(observer)
     if unseen or not bool(scale.isfinite().all()) or bool((scale <= 0).any()):
         raise InputError(
             f"the fake quantization {name} has no scale yet: no data went through it",

@@ -22,7 +22,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
-from fxcompress.graph.fake_quantization import frozen
 from fxcompress.graph.program import Program
 
 HOW = "pass a torch.nn.Module, a torch.export.ExportedProgram or the path of a .pt2 file"
@@ -34,8 +33,8 @@ def unwrapped(model: Any) -> nn.Module:
     """The module inside `torch.compile`'s, a data-parallel or an averaging wrapper.
 
     Raises:
-        InputError: it is no module, or one that cannot be captured: TorchScript, with packed integer weights,
-            on another device, or with parameters that do not exist yet.
+        InputError: it is no module, or one that cannot be captured: TorchScript, on another device, or with
+            parameters that do not exist yet.
     """
     while isinstance(model, OptimizedModule | nn.DataParallel | DistributedDataParallel | AveragedModel):
         model = model.module if isinstance(model, _WRAPPERS) else model._orig_mod
@@ -43,7 +42,7 @@ def unwrapped(model: Any) -> nn.Module:
         raise InputError(f"a {type(model).__name__} is not a model", hint=HOW)
     _refuse_modules(model)
     _refuse_tensors(model)
-    return frozen(model)
+    return model
 
 
 def _refuse_modules(model: nn.Module) -> None:

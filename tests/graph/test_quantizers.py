@@ -151,8 +151,26 @@ def test_a_quantizer_that_saw_no_data_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_packed_weights_are_refused_with_what_to_do() -> None:
     model = nn.Sequential(torch.ao.nn.quantized.Linear(8, 4)).eval()
-    with pytest.raises(InputError, match=r"packed integer weights[\s\S]*before convert"):
+    with pytest.raises(InputError, match=r"packed integer weights[\s\S]*convert_to_reference_fx"):
         capture(model, torch.randn(2, 8))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:torch.ao.quantization")
+def test_packed_weights_with_scales_found_at_run_time_are_refused_too() -> None:
+    model = ao.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)).eval())
+    with pytest.raises(InputError, match=r"packed integer weights[\s\S]*int8-dynamic"):
+        capture(model, torch.randn(2, 8))
+
+
+def test_observers_that_have_seen_data_are_told_of() -> None:
+    x = torch.randn(2, 8)
+    model = nn.Sequential(nn.Linear(8, 4), ao.MinMaxObserver(), ao.PlaceholderObserver()).eval()
+    assert not any("observers" in note for note in capture(model, x).notes)
+    model(x)
+    notes = [note for note in capture(model, x).notes if "observers" in note]
+    assert len(notes) == 1
+    assert "stay in float: 1; convert_to_reference_fx keeps them" in notes[0]
+    assert not any("observers" in note for note in capture(eager(), IMAGES).notes)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
