@@ -25,8 +25,8 @@ from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 
 from fxcompress.errors import InputError
-
-integers = torch.ops.quantized_decomposed
+from fxcompress.graph.fixed_quantizers import BYTE, AtRunTime, FloatZeros, PerChannel, PerTensor
+from fxcompress.graph.quint8 import PLAIN, QUINT8, use_plain_integers
 
 _PREPARED = (FakeQuantizeBase, ObserverBase, _LearnableFakeQuantize)
 _PACKED = (
@@ -44,14 +44,6 @@ _BEFORE_PACKING = (
 _FLOAT_MODEL = 'pass the float model with quantize="int8-dynamic"'
 LISTED = 3
 
-BYTE = 255
-"""The last of the integers that a runtime finds scales for."""
-
-EPS = torch.finfo(torch.float32).eps
-"""The smallest scale that observers find."""
-
-_PLAIN = {torch.quint8: (0, 255, torch.uint8), torch.qint8: (-128, 127, torch.int8)}
-_QUINT8 = (torch.quantize_per_tensor, torch.quantize_per_tensor_dynamic)
 _NIBBLES = (0, 15)
 _FLOAT_ZEROS = torch.per_channel_affine_float_qparams
 
@@ -78,7 +70,7 @@ def frozen(model: nn.Module) -> nn.Module:
     _replace_all(result, _fixed)
     for module in result.modules():
         if isinstance(module, fx.GraphModule):
-            _use_plain_integers(module)
+            use_plain_integers(module)
     return result
 
 
@@ -112,7 +104,7 @@ def _has_seen(observer: Any) -> bool:
 def _is_affected(module: nn.Module) -> bool:
     """Whether a module is no plain float one, or quantizes in its graph."""
     if isinstance(module, fx.GraphModule):
-        return any(node.target in _QUINT8 for node in module.graph.nodes)
+        return any(node.target in QUINT8 for node in module.graph.nodes)
     return isinstance(module, _PREPARED) or _is_reference(module)
 
 
@@ -157,7 +149,7 @@ def _fixed(name: str, module: nn.Module) -> nn.Module | None:
 
 def _rounded_table(reference: Any) -> Tensor:
     """The weight that a reference module with float zero points computes: decomposed ones cut, not round."""
-    form = _PLAIN.get(reference.weight_dtype, _NIBBLES)
+    form = PLAIN.get(reference.weight_dtype, _NIBBLES)
     given = (reference.weight_scale.float(), reference.weight_zero_point.float())
     return torch.fake_quantize_per_channel_affine(
         reference.weight, *given, reference.weight_axis_int, *form[:2]
@@ -182,10 +174,10 @@ def _quantizer(name: str, module: Any) -> nn.Module:
     low, high = int(module.quant_min), int(module.quant_max)
     if module.qscheme == _FLOAT_ZEROS:
         origins = module.zero_point.detach().float().clone()
-        return _FloatZeros(scale, origins, int(module.ch_axis), (low, high))
+        return FloatZeros(scale, origins, int(module.ch_axis), (low, high))
     if getattr(module, "is_per_channel", False) or scale.numel() > 1:
-        return _PerChannel(scale, zero, int(module.ch_axis), (low, high))
-    return _PerTensor(float(scale), int(zero), (low, high))
+        return PerChannel(scale, zero, int(module.ch_axis), (low, high))
+    return PerTensor(float(scale), int(zero), (low, high))
 
 
 def _at_run_time(name: str, module: Any) -> nn.Module:
@@ -195,7 +187,7 @@ def _at_run_time(name: str, module: Any) -> nn.Module:
         raise _no_dynamic_form(name, str(module.qscheme).removeprefix("torch."))
     if high - low != BYTE:
         raise _no_dynamic_form(name, f"{low}..{high}")
-    return _AtRunTime(float(module.activation_post_process.eps))
+    return AtRunTime(float(module.activation_post_process.eps))
 
 
 def _no_dynamic_form(name: str, what: str) -> InputError:
@@ -205,76 +197,6 @@ def _no_dynamic_form(name: str, what: str) -> InputError:
         hint="prepare the model with default_dynamic_fake_quant (0..255, per_tensor_affine), or pass the "
         'float model with quantize="int8-dynamic"',
     )
-
-
-class _AtRunTime(nn.Module):
-    """Fake quantization with one scale for each call."""
-
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The value of the nearest integer."""
-        return _at_its_own_scale(x, self.eps)
-
-
-def _at_its_own_scale(x: Tensor, eps: float = EPS) -> Tensor:
-    """Quantized with the range that it has, and back.
-
-    Integers from -128 on stand for the same numbers as those from 0 on, which is what runtimes have.
-    """
-    scale, zero = integers.choose_qparams.tensor(x, 0, BYTE, eps, torch.uint8)
-    form = (scale, zero, 0, BYTE, torch.uint8)
-    whole = integers.quantize_per_tensor.tensor(x, *form)
-    return integers.dequantize_per_tensor.tensor(whole, *form)
-
-
-class _PerTensor(nn.Module):
-    """Fake quantization with one scale.
-
-    In operators on integers: those of fake quantization cannot be traced with sizes that vary (torch 2.13).
-    """
-
-    def __init__(self, scale: float, zero_point: int, bounds: tuple[int, int]) -> None:
-        super().__init__()
-        self.form = (scale, zero_point, *bounds, torch.int8 if bounds[0] < 0 else torch.uint8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The value of the nearest integer."""
-        whole = integers.quantize_per_tensor.default(x, *self.form)
-        return integers.dequantize_per_tensor.default(whole, *self.form)
-
-
-class _PerChannel(nn.Module):
-    """Fake quantization with a scale for every channel."""
-
-    def __init__(self, scale: Tensor, zero_point: Tensor, axis: int, bounds: tuple[int, int]) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
-        self.form = (axis, *bounds, torch.int8 if bounds[0] < 0 else torch.uint8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The value of the nearest integer of each channel."""
-        given = (self.scale, self.zero_point, *self.form)
-        whole = integers.quantize_per_channel.default(x, *given)
-        return integers.dequantize_per_channel.default(whole, *given)
-
-
-class _FloatZeros(nn.Module):
-    """Fake quantization with a scale and a zero point that is no integer for every channel."""
-
-    def __init__(self, scale: Tensor, zero_point: Tensor, axis: int, bounds: tuple[int, int]) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
-        self.form = (axis, *bounds)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The value of the nearest integer of each channel."""
-        scale, zero = self.get_buffer("scale"), self.get_buffer("zero_point")
-        return torch.fake_quantize_per_channel_affine(x, scale, zero, *self.form)
 
 
 class _Fused(nn.Module):
@@ -322,42 +244,3 @@ class _Convolution:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.function(x, weight, bias, *self.given)
-
-
-def _use_plain_integers(module: fx.GraphModule) -> None:
-    """Quantize_per_tensor to quint8 and dequantize => the same on uint8 tensors."""
-    forms: dict[fx.Node, tuple[Any, ...]] = {}
-    for node in list(module.graph.nodes):
-        if node.target is torch.quantize_per_tensor and _given(node)[3] in _PLAIN:
-            source, scale, zero, kind = _given(node)
-            forms[node] = (scale, zero, *_PLAIN[kind])
-            node.target = integers.quantize_per_tensor
-            node.args, node.kwargs = (source, *forms[node]), {}
-        elif node.target is torch.quantize_per_tensor_dynamic:
-            _find_at_run_time(node)
-        elif node.op == "call_method" and node.target == "dequantize" and node.args[0] in forms:
-            node.op, node.target = "call_function", integers.dequantize_per_tensor
-            node.args = (node.args[0], *forms[node.args[0]])
-    module.recompile()
-
-
-def _find_at_run_time(node: fx.Node) -> None:
-    """Quantize_per_tensor_dynamic and the dequantizations behind it => one function that can be traced."""
-    source, _, reduced = _given(node, ("input", "dtype", "reduce_range"))
-    if reduced:
-        raise InputError(
-            f"{node.name} quantizes to 0..127 at run time (quantize_per_tensor_dynamic with "
-            "reduce_range=True); runtimes do so to 0..255 only",
-            hint="convert with torch.backends.quantized.engine = 'qnnpack', which reduces no range, or pass "
-            'the float model with quantize="int8-dynamic"',
-        )
-    for real in list(node.users):
-        if real.target == "dequantize":
-            real.op, real.target, real.args = "call_function", _at_its_own_scale, (source,)
-    if not node.users:
-        node.graph.erase_node(node)
-
-
-def _given(node: fx.Node, names: tuple[str, ...] = ("input", "scale", "zero_point", "dtype")) -> list[Any]:
-    """The arguments of a quantization, by place or by name."""
-    return [*node.args, *(node.kwargs[name] for name in names[len(node.args) :])]
