@@ -26,6 +26,7 @@ from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantiz
 
 from fxcompress.errors import InputError
 from fxcompress.graph.fixed_quantizers import BYTE, AtRunTime, FloatZeros, PerChannel, PerTensor
+from fxcompress.graph.quantizers import fits_a_byte
 from fxcompress.graph.quint8 import PLAIN, QUINT8, use_plain_integers
 
 _PREPARED = (FakeQuantizeBase, ObserverBase, _LearnableFakeQuantize)
@@ -162,6 +163,38 @@ def _quantizer(name: str, module: Any) -> nn.Module:
         return nn.Identity()
     if getattr(module, "is_dynamic", False) and int(module.observer_enabled[0]):
         return _at_run_time(name, module)
+    scale, zero = _learned(module) if _learns(module) else _observed(name, module)
+    low, high = int(module.quant_min), int(module.quant_max)
+    if not fits_a_byte(low, high):
+        raise InputError(
+            f"the fake quantization {name} has the integers {low}..{high}, which are not of eight bits",
+            hint="prepare the model with -128..127 or 0..255, or disable_fake_quant() of this one",
+        )
+    if module.qscheme == _FLOAT_ZEROS:
+        origins = module.zero_point.detach().float().clone()
+        return FloatZeros(scale, origins, int(module.ch_axis), (low, high))
+    if getattr(module, "is_per_channel", False) or scale.numel() > 1:
+        return PerChannel(scale, zero, int(module.ch_axis), (low, high))
+    return PerTensor(float(scale), int(zero), (low, high))
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether a module's own scale counts, and none of its observer."""
+    return isinstance(module, _LearnableFakeQuantize) and not int(module.static_enabled[0])  # type: ignore[index]
+
+
+def _learned(module: Any) -> tuple[Tensor, Tensor]:
+    """Scale and zero point as the operators of learnable fake quantization read them."""
+    low, high = int(module.quant_min), int(module.quant_max)
+    scale = module.scale.detach().float().clamp(min=float(module.eps))
+    zero = module.zero_point.detach().float()
+    if module.qscheme in (torch.per_tensor_symmetric, torch.per_channel_symmetric):
+        zero = torch.zeros_like(zero)
+    return scale, zero.round().clamp(low, high).to(torch.int32)
+
+
+def _observed(name: str, module: Any) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that data has set."""
     scale = module.scale.detach().float().clone()
     zero = module.zero_point.detach().round().to(torch.int32).clone()
     observer = getattr(module, "activation_post_process", None)
@@ -171,13 +204,7 @@ def _quantizer(name: str, module: Any) -> nn.Module:
             f"the fake quantization {name} has no scale yet: no data went through it",
             hint="train or calibrate the prepared model first",
         )
-    low, high = int(module.quant_min), int(module.quant_max)
-    if module.qscheme == _FLOAT_ZEROS:
-        origins = module.zero_point.detach().float().clone()
-        return FloatZeros(scale, origins, int(module.ch_axis), (low, high))
-    if getattr(module, "is_per_channel", False) or scale.numel() > 1:
-        return PerChannel(scale, zero, int(module.ch_axis), (low, high))
-    return PerTensor(float(scale), int(zero), (low, high))
+    return scale, zero
 
 
 def _at_run_time(name: str, module: Any) -> nn.Module:

@@ -193,7 +193,9 @@ def _settle_channels(program: Holder, node: fx.Node) -> bool:
     given = [_tensor(program, item) for item in (node.args[0], scales, zeros)]
     pairs = node.target is integers.quantize_per_channel.default
     readers = list(node.users) if pairs else [node]
-    if any(item is None for item in given) or not (_fits(low, high) and isinstance(low, int) and low < 0):
+    if any(item is None for item in given) or not (
+        fits_a_byte(low, high) and isinstance(low, int) and low < 0
+    ):
         return False
     if pairs and any(reader.target is not DEQUANTIZE_CHANNELS for reader in readers):
         return False
@@ -263,14 +265,16 @@ def _form(program: Holder, qparams: Any, bounds: Any) -> _Form | None:
     """The numbers of a quantization; None where they are computed or of more than 8 bits."""
     scale, zero = (_number(program, item) for item in qparams)
     low, high = bounds
-    if scale is None or zero is None or not _fits(low, high):
+    if scale is None or zero is None or not fits_a_byte(low, high):
         return None
     return _Form(float(scale), int(zero), low, high)
 
 
-def _fits(low: Any, high: Any) -> bool:
-    signed = isinstance(low, int) and isinstance(high, int) and -128 <= low < high <= 127
-    return signed or (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= 255)
+def fits_a_byte(low: Any, high: Any) -> bool:
+    """Whether these are the ends of a range of int8 or of uint8."""
+    if not (isinstance(low, int) and isinstance(high, int)):
+        return False
+    return -128 <= low < high <= 127 or 0 <= low < high <= 255
 
 
 def _number(program: Holder, value: Any) -> float | None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
+from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 
 from fxcompress.analysis.cost import cost
 from fxcompress.errors import InputError
@@ -140,6 +141,33 @@ def test_what_is_switched_off_or_observes_only_is_left_out() -> None:
     assert program.module.state_dict()["second.weight"].dtype == torch.float32
     observed = nn.Sequential(nn.Linear(8, 4), ao.MinMaxObserver()).eval()
     assert not is_quantized(capture(observed, torch.randn(2, 8)))
+
+
+def test_a_quantizer_of_sixteen_bits_is_refused_with_its_range() -> None:
+    quantizer = ao.FakeQuantize(
+        observer=ao.MinMaxObserver, quant_min=-(2**15), quant_max=2**15 - 1, dtype=torch.qint32
+    )
+    model = nn.Sequential(nn.Linear(8, 4), quantizer)
+    model(torch.randn(2, 8))
+    with pytest.raises(InputError, match=r"1 has the integers -32768\.\.32767[\s\S]*0\.\.255"):
+        capture(model.eval(), torch.randn(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "zero"), [(torch.per_tensor_affine, 120), (torch.per_tensor_symmetric, 0)]
+)
+def test_a_learnable_quantizer_has_the_scale_of_its_parameter(scheme: torch.qscheme, zero: int) -> None:
+    quantizer = _LearnableFakeQuantize(
+        ao.MovingAverageMinMaxObserver, scale=0.03, zero_point=120.5, dtype=torch.quint8, qscheme=scheme
+    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), quantizer).eval()
+    with pytest.raises(InputError, match="1 has no scale yet"):
+        capture(model, IMAGES)
+    quantizer.enable_param_learning()
+    program = capture(model, IMAGES)
+    assert quantizers(program) == [(pytest.approx(0.03), zero, 0, 255)]
+    with torch.no_grad():
+        torch.testing.assert_close(program(50 * IMAGES), model(50 * IMAGES))
 
 
 def test_a_quantizer_that_saw_no_data_is_refused() -> None:
