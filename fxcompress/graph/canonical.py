@@ -56,6 +56,7 @@ def canonical(
     module = exported.module(check_guards=False)
     graph = module.graph
     inline_wrappers(module)
+    _refuse_observers(graph)
     _drop_checks(graph)
     _trim_metadata(graph)
     tensors, lifted = _tensors(module, exported)
@@ -83,6 +84,25 @@ def _refuse_foreign(graph: fx.Graph) -> None:
                 f"{node.target} is an operator of the library {node.target.namespace!r}, not of PyTorch",
                 hint="choose the variant of this layer that is written in PyTorch's own operators; the "
                 'experts of `transformers` have one: `model.set_experts_implementation("batched_mm")`',
+                node=node.format_node(),
+                source=walk.source(node),
+            )
+
+
+_OBSERVERS = (
+    aten.fused_moving_avg_obs_fake_quant.default,
+    aten._fused_moving_avg_obs_fq_helper.default,
+)
+
+
+def _refuse_observers(graph: fx.Graph) -> None:
+    """Raise CaptureError for fake quantization that was exported with its observer, which moves its scale."""
+    for node in graph.nodes:
+        if node.target in _OBSERVERS:
+            raise CaptureError(
+                f"the graph was exported with observers in it: {node.name} may change its own scale",
+                hint="pass the prepared module itself instead of what torch.export makes of it, or, of a "
+                "model of pt2e, what convert_pt2e returns",
                 node=node.format_node(),
                 source=walk.source(node),
             )

@@ -53,7 +53,8 @@ def frozen(model: nn.Module) -> nn.Module:
     """The model itself, or a copy whose fake quantization is fixed at its scales.
 
     Raises:
-        InputError: a scale that no data has set, or layers with packed integer weights.
+        InputError: a scale that no data has set, layers with packed integer weights, or a model of
+            `prepare_pt2e`.
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith(_PACKED) and not isinstance(module, _FLOAT):
@@ -61,6 +62,11 @@ def frozen(model: nn.Module) -> nn.Module:
             raise InputError(
                 f"{name} is a {type(module).__name__} with packed integer weights, which cannot be captured",
                 hint=_FLOAT_MODEL if dynamic else _BEFORE_PACKING,
+            )
+        if type(module).__module__.startswith("torchao.") and hasattr(module, "calculate_qparams"):
+            raise InputError(
+                f"{name} is a {type(module).__name__} of pt2e: the model is prepared, not yet converted",
+                hint="pass what convert_pt2e(model) returns",
             )
     if not any(_is_affected(module) for module in model.modules()):
         return model

@@ -11,7 +11,7 @@ from torch.ao import quantization as ao
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 
 from fxcompress.analysis.cost import cost
-from fxcompress.errors import InputError
+from fxcompress.errors import CaptureError, InputError
 from fxcompress.graph.archive import load
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
@@ -181,6 +181,20 @@ def test_packed_weights_are_refused_with_what_to_do() -> None:
     model = nn.Sequential(torch.ao.nn.quantized.Linear(8, 4)).eval()
     with pytest.raises(InputError, match=r"packed integer weights[\s\S]*convert_to_reference_fx"):
         capture(model, torch.randn(2, 8))
+
+
+def test_a_model_that_pt2e_prepared_is_to_be_converted_first() -> None:
+    foreign = type(
+        "FakeQuantize", (ao.FakeQuantize,), {"__module__": "torchao.quantization.pt2e.fake_quantize"}
+    )
+    with pytest.raises(InputError, match=r"1 is a FakeQuantize of pt2e[\s\S]*convert_pt2e"):
+        capture(nn.Sequential(nn.Linear(8, 4), foreign()).eval(), torch.randn(2, 8))
+
+
+def test_a_program_that_was_exported_with_observers_is_to_be_passed_as_a_module() -> None:
+    exported = torch.export.export(eager(), (IMAGES,))
+    with pytest.raises(CaptureError, match=r"exported with observers[\s\S]*the prepared module itself"):
+        capture(exported)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:torch.ao.quantization")
