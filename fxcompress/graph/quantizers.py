@@ -35,8 +35,16 @@ integers = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = integers.quantize_per_tensor.default, integers.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = integers.dequantize_per_channel.default
 
-_FAKE = (aten.fake_quantize_per_tensor_affine.default, aten.fake_quantize_per_tensor_affine.tensor_qparams)
-_FAKE_CHANNELS = (aten.fake_quantize_per_channel_affine.default, integers.fake_quant_per_channel.default)
+_FAKE = (
+    aten.fake_quantize_per_tensor_affine.default,
+    aten.fake_quantize_per_tensor_affine.tensor_qparams,
+    aten._fake_quantize_learnable_per_tensor_affine.default,
+)
+_FAKE_CHANNELS = (
+    aten.fake_quantize_per_channel_affine.default,
+    integers.fake_quant_per_channel.default,
+    aten._fake_quantize_learnable_per_channel_affine.default,
+)
 _QUANTIZERS = (QUANTIZE, integers.quantize_per_tensor.tensor)
 _DEQUANTIZERS = (DEQUANTIZE, integers.dequantize_per_tensor.tensor)
 _RANGE = integers.choose_qparams.tensor
@@ -63,6 +71,7 @@ def settle_quantizers(program: Holder) -> list[str]:
     parts = [node for node in program.module.graph.nodes if node.target in _PARTS]
     if not parts:
         return notes
+    _refuse_half(parts)
     left = dynamic = 0
     for node in parts:
         if _is_dynamic(node):
@@ -82,6 +91,18 @@ def settle_quantizers(program: Holder) -> list[str]:
     note = f"the model carries fake quantization at {len(parts)} places; its scales are kept"
     found = f", {dynamic} of them as found at run time" if dynamic else ""
     return [*notes, note + found + (f", {left} of them as they were written" if left else "")]
+
+
+def _refuse_half(parts: list[fx.Node]) -> None:
+    """Raise InputError for fake quantization of other floats than those that scales are for."""
+    for node in parts:
+        if node.target in (*_FAKE, *_FAKE_CHANNELS) and walk.dtype(_input(node)) != torch.float32:
+            raise InputError(
+                f"{walk.dtype(_input(node))} is fake-quantized, and integers are made of float32 only",
+                hint="pass model.float() and inputs in float32",
+                node=node.format_node(),
+                source=walk.source(node),
+            )
 
 
 def _is_dynamic(node: fx.Node) -> bool:
@@ -158,7 +179,7 @@ def sign_activations(program: Holder) -> None:
 
 
 def _settle_fake(program: Holder, node: fx.Node) -> bool:
-    form = _form(program, node.args[1:3], node.args[-2:])
+    form = _form(program, node.args[1:3], node.args[3:5])
     if form is None:
         return False
     source = _input(node)
@@ -200,7 +221,7 @@ def _settle_channels(program: Holder, node: fx.Node) -> bool:
     if pairs and any(reader.target is not DEQUANTIZE_CHANNELS for reader in readers):
         return False
     weight, scale, zero = (item for item in given if item is not None)
-    if bool(zero.any()):
+    if bool(zero.round().any()):  # those of learnable operators are floats
         return False
     shape = [-1 if dim == axis % weight.dim() else 1 for dim in range(weight.dim())]
     whole = torch.round(weight * (1.0 / scale.float()).reshape(shape)).clamp(low, high).to(torch.int8)
@@ -267,7 +288,8 @@ def _form(program: Holder, qparams: Any, bounds: Any) -> _Form | None:
     low, high = bounds
     if scale is None or zero is None or not fits_a_byte(low, high):
         return None
-    return _Form(float(scale), int(zero), low, high)
+    whole = min(max(round(zero), low), high)  # those of learnable operators are floats
+    return _Form(float(scale), whole, low, high)
 
 
 def fits_a_byte(low: Any, high: Any) -> bool:

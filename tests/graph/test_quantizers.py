@@ -143,6 +143,39 @@ def test_what_is_switched_off_or_observes_only_is_left_out() -> None:
     assert not is_quantized(capture(observed, torch.randn(2, 8)))
 
 
+class Learnable(nn.Module):
+    """The operators of learnable fake quantization, whose zero points are floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.zero = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor([-5.5]))
+        self.scale, self.scales = nn.Parameter(torch.tensor([0.03])), nn.Parameter(torch.full((4,), 0.01))
+        self.zeros = nn.Parameter(torch.full((4,), 0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch._fake_quantize_learnable_per_tensor_affine(x, self.scale, self.zero, -128, 127, 1.0)
+        w = torch._fake_quantize_learnable_per_channel_affine(
+            self.conv.weight, self.scales, self.zeros, 0, -128, 127, 1.0
+        )
+        return nn.functional.conv2d(x, w, self.conv.bias)
+
+
+def test_learnable_operators_are_settled_like_others() -> None:
+    model = Learnable().eval()
+    program = capture(model, IMAGES)
+    assert quantizers(program) == [(pytest.approx(0.03), 122, 0, 255)]
+    assert program.module.state_dict()["conv.weight_int8"].dtype == torch.int8
+    with torch.no_grad():
+        torch.testing.assert_close(program(50 * IMAGES), model(50 * IMAGES))
+    assert "QuantizeLinear" in {node.op_type for node in lower(program).graph.node}
+
+
+def test_fake_quantization_of_half_precision_is_refused() -> None:
+    model = Tied(0.02, 0.02).half().eval()
+    with pytest.raises(InputError, match=r"torch.float16 is fake-quantized[\s\S]*model.float"):
+        capture(model, torch.randn(2, 8).half())
+
+
 def test_a_quantizer_of_sixteen_bits_is_refused_with_its_range() -> None:
     quantizer = ao.FakeQuantize(
         observer=ao.MinMaxObserver, quant_min=-(2**15), quant_max=2**15 - 1, dtype=torch.qint32
