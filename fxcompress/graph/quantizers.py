@@ -25,8 +25,8 @@ from torch import Tensor, fx
 
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
-from fxcompress.graph.rectifiers import is_rectified, quantizer_of, take_in_rectifiers
 from fxcompress.graph.float_zeros import settle_float_zeros
+from fxcompress.graph.rectifiers import is_rectified, quantizer_of, take_in_rectifiers
 from fxcompress.graph.signature import Holder
 
 aten = torch.ops.aten
