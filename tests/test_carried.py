@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
+from torch.ao.quantization.fx import _decomposed  # noqa: F401 - registers the operators
 
 import fxcompress
 from fxcompress.api.attribution import attribution
@@ -18,6 +19,8 @@ from fxcompress.graph.capture import capture
 from fxcompress.proof.structure import structural_faults
 from fxcompress.targets.catalog import resolve
 from tests.graph.prepared import IMAGES, eager, residual
+
+integers = torch.ops.quantized_decomposed
 
 
 @pytest.mark.parametrize(
@@ -126,3 +129,42 @@ def test_ranges_are_clamped_before_they_are_quantized_where_integers_cannot_be()
         x = loudness * IMAGES
         with torch.no_grad():
             torch.testing.assert_close(result.program(x), model(x), rtol=0, atol=0.003)
+
+
+class Dynamic(nn.Module):
+    """Two linears whose inputs find their scale in every call, as `is_dynamic` quantizers and pt2e do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
+        for place, layer in enumerate(self.layers):
+            scales = layer.weight.detach().abs().amax(1) / 127
+            whole = (layer.weight.detach() / scales[:, None]).round().to(torch.int8)
+            self.register_buffer(f"whole{place}", whole)
+            self.register_buffer(f"scales{place}", scales)
+            self.register_buffer(f"zeros{place}", torch.zeros(64, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place, layer in enumerate(self.layers):
+            whole, scales, zeros = (getattr(self, f"{name}{place}") for name in ("whole", "scales", "zeros"))
+            weight = integers.dequantize_per_channel(whole, scales, zeros, 0, -127, 127, torch.int8)
+            scale, zero = integers.choose_qparams.tensor(x, 0, 255, 1e-7, torch.uint8)
+            scheme = (scale, zero, 0, 255, torch.uint8)
+            x = integers.dequantize_per_tensor.tensor(
+                integers.quantize_per_tensor.tensor(x, *scheme), *scheme
+            )
+            x = nn.functional.linear(x, weight, layer.bias).relu()
+        return x
+
+
+def test_scales_that_are_found_at_run_time_are_proven_and_counted() -> None:
+    torch.manual_seed(0)
+    model, x = Dynamic().eval(), torch.randn(8, 64)
+    result = fxcompress.optimize(model, x)
+    assert {proof.name for proof in result.report.proofs} >= {"product-bound"}
+    operators = result.report.operators
+    assert operators is not None
+    assert (operators.intended, operators.executed) == (2, 2)
+    assert set(result.plan.quantization.kernels.values()) == {"DynamicQuantizeMatMul"}
+    with torch.no_grad():
+        torch.testing.assert_close(result.program(x), model(x))

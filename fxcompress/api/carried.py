@@ -18,6 +18,7 @@ from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import (
     DEQUANTIZE,
+    DEQUANTIZE_AT_RUN_TIME,
     DEQUANTIZE_CHANNELS,
     is_quantized,
     sign_activations,
@@ -34,6 +35,8 @@ from fxcompress.runtime.timing import Comparison
 from fxcompress.targets.target import Target
 
 LISTED = 4
+AT_RUN_TIME = "DynamicQuantizeMatMul"
+"""The kernel of a linear whose input finds its scale in every call."""
 
 
 def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
@@ -50,8 +53,9 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
         fault = _fault(node, row, target)
         if fault is None:
             kernel = target.kernel(row.kind, batched=is_batched(node, row))
-            kernels[node.name] = kernel.name
-            if kernel.integer_bias and (scheme := _bias(program, node, row)) is not None:
+            dynamic = _read(node, row).target is DEQUANTIZE_AT_RUN_TIME
+            kernels[node.name] = AT_RUN_TIME if dynamic else kernel.name
+            if kernel.integer_bias and not dynamic and (scheme := _bias(program, node, row)) is not None:
                 biases[node.name] = scheme
         else:
             declined.append(Declined(node.name, fault, walk.source(node)))
@@ -78,7 +82,7 @@ def _bias(program: Program, node: fx.Node, row: Role) -> BiasScheme | None:
     if weight is None or bias is None or bias.op != "get_attr":
         return None
     values = walk.tensor(program, bias).detach()
-    real = _behind_layout(activations(node, row)[0])
+    real = _read(node, row)
     given = weight.args[1]
     stored = walk.tensor(program, given) if isinstance(given, fx.Node) else torch.tensor([given])
     scales = bias_scales(float(real.args[1]), stored.to(torch.float32))  # type: ignore[arg-type]
@@ -94,7 +98,10 @@ def _fault(node: fx.Node, row: Role, target: Target) -> str | None:
         return target.float_reasons.get(row.kind, "no integer kernel")
     if weight is None or weight.target not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
         return "the model does not quantize its weight, or with zero points of channels"
-    if _behind_layout(activations(node, row)[0]).target is not DEQUANTIZE:
+    source = _read(node, row)
+    if source.target is DEQUANTIZE_AT_RUN_TIME:
+        return None if row.kind is Kind.LINEAR else "the scale of its input is found at run time"
+    if source.target is not DEQUANTIZE:
         return "the model does not quantize its input"
     writes = target.kernel(row.kind, batched=is_batched(node, row)).writes_integers
     if writes and not any("quantize_per_tensor" in str(user.target) for user in _after_rectifier(node)):
@@ -102,12 +109,11 @@ def _fault(node: fx.Node, row: Role, target: Target) -> str | None:
     return None
 
 
-def _behind_layout(node: fx.Node) -> fx.Node:
-    """What layout moved: its values, and so its scale, are those of its input."""
-    row = role(node)
-    while row is not None and row.kind is Kind.LAYOUT:
-        node = activations(node, row)[0]
-        row = role(node)
+def _read(reader: fx.Node, row: Role) -> fx.Node:
+    """What an operator reads, behind layout, which moves values and so keeps their scale."""
+    node = activations(reader, row)[0]
+    while (before := role(node)) is not None and before.kind is Kind.LAYOUT:
+        node = activations(node, before)[0]
     return node
 
 

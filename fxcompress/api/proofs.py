@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fxcompress.api.candidates import Candidate
 from fxcompress.api.compress import Compressed, leading
+from fxcompress.api.quantizing_modes import prove_products
 from fxcompress.api.variant import Batch, Variant
 from fxcompress.graph.program import Program
-from fxcompress.graph.quantizers import drop_quantizers, is_quantized
+from fxcompress.graph.quantizers import QUANTIZE, drop_quantizers, is_quantized
 from fxcompress.proof.integer import IntegerBound, integer_bound
 from fxcompress.proof.parity import parity_at_sizes
 from fxcompress.proof.structure import check_structure
@@ -37,9 +38,11 @@ def prove_original(made: Compressed, item: Candidate) -> Proof:
 
 def _prove_carried(item: Candidate) -> Proof:
     """Prove a program that came with its quantization: the float program is the same without it."""
-    plain = item.program.copy()
+    plain, example = item.program.copy(), item.program.flat_example()
     drop_quantizers(plain)
-    return _integers(integer_bound(plain, item.program, item.model, item.program.flat_example()))
+    if not any(node.target is QUANTIZE for node in item.program.graph.nodes):
+        return prove_products(plain, item.program, item.model, [example])
+    return _integers(integer_bound(plain, item.program, item.model, example))
 
 
 def _parity(program: Program, item: Candidate, state: str) -> Proof:

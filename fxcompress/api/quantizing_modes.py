@@ -111,7 +111,8 @@ def _dynamic(
     if outcome.changed:
         outcome = _tabled(request, outcome, journal)
         plan = _plan(request, options, deployed, outcome, "DynamicQuantizeMatMul")
-        yield Variant(options.mode, outcome.program, plan, (), partial(_prove_products, deployed, outcome))
+        prove = partial(prove_products, deployed, outcome.program)
+        yield Variant(options.mode, outcome.program, plan, (), prove)
 
 
 def _in_blocks(
@@ -142,7 +143,7 @@ def _in_blocks(
             outcome = journal.outcome(replace(stage, activations=activations), deployed)
             outcome = _tabled(request, outcome, journal)
             plan = _plan(request, options, deployed, outcome, "MatMulNBits")
-            prove = partial(_prove_products, deployed, outcome)
+            prove = partial(prove_products, deployed, outcome.program)
             yield Variant(f"{options.mode}{suffix}", outcome.program, plan, notes, prove)
     outcome = _tabled(request, journal.outcome(replace(stage, unpack="load"), deployed), journal)
     plan = _plan(request, options, deployed, outcome, "")
@@ -252,10 +253,11 @@ def _plan(
     return plan.with_lookups(outcome.lookups)
 
 
-def _prove_products(
-    deployed: Program, outcome: Outcome, model: onnx.ModelProto, batches: Sequence[Batch]
+def prove_products(
+    plain: Program, program: Program, model: onnx.ModelProto, batches: Sequence[Batch]
 ) -> Proof:
-    found = [product_bound(deployed, outcome.program, model, inputs) for inputs in batches]
+    """Prove products with run-time quantization or weights in blocks against the program without either."""
+    found = [product_bound(plain, program, model, inputs) for inputs in batches]
     worst = max(found, key=lambda item: item.closest)
     detail = (
         f"session against program at {worst.output!r}; the bound is half of the quantization error and twice "

@@ -46,7 +46,8 @@ _FAKE_CHANNELS = (
     aten._fake_quantize_learnable_per_channel_affine.default,
 )
 _QUANTIZERS = (QUANTIZE, integers.quantize_per_tensor.tensor)
-_DEQUANTIZERS = (DEQUANTIZE, integers.dequantize_per_tensor.tensor)
+DEQUANTIZE_AT_RUN_TIME = integers.dequantize_per_tensor.tensor
+_DEQUANTIZERS = (DEQUANTIZE, DEQUANTIZE_AT_RUN_TIME)
 _RANGE = integers.choose_qparams.tensor
 _PARTS = (*_FAKE, *_FAKE_CHANNELS, *_QUANTIZERS, integers.quantize_per_channel.default)
 
