@@ -62,8 +62,9 @@ UNTIMED: Mapping[str, str] = {
     "store-zero-points": "files that load: the runtime wants zero points stored",
     "mask-with-infinity": "rows that see nothing come out as in torch",
     "cancel-quantization": "models that come with pairs after pairs; our own programs have none",
+    "part-from-transposes": "files that load: without it the runtime ends the process",
 }
-"""What a file goes through for another reason than speed."""
+"""What a program or a file goes through for another reason than speed."""
 
 
 SUBJECTS = (
