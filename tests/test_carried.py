@@ -168,3 +168,31 @@ def test_scales_that_are_found_at_run_time_are_proven_and_counted() -> None:
     assert set(result.plan.quantization.kernels.values()) == {"DynamicQuantizeMatMul"}
     with torch.no_grad():
         torch.testing.assert_close(result.program(x), model(x))
+
+
+class Twice(nn.Module):
+    """One convolution called twice: its weight is rounded twice, with one set of scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.register_buffer("scales", self.conv.weight.detach().abs().amax((1, 2, 3)) / 127)
+        self.register_buffer("zeros", torch.zeros(3, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for scale in (0.03, 0.02):
+            x = torch.fake_quantize_per_tensor_affine(x, scale, 128, 0, 255)
+            weight = torch.fake_quantize_per_channel_affine(
+                self.conv.weight, self.scales, self.zeros, 0, -127, 127
+            )
+            x = nn.functional.conv2d(x, weight, self.conv.bias, padding=1)
+        return x
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+def test_a_layer_that_is_called_twice_is_taken_in(target: str) -> None:
+    torch.manual_seed(0)
+    model = Twice().eval()
+    result = fxcompress.optimize(model, IMAGES, target=target)
+    with torch.no_grad():
+        assert torch.equal(result.program(IMAGES), model(IMAGES))

@@ -57,7 +57,7 @@ class Switched(Executor):
             return self._real(n)
         if _pads_integers(n):
             return self._padded(n)
-        if n.target is aten.clamp.default and _is_integer(n):
+        if n.target is aten.clamp.default and n.all_input_nodes[0].target is QUANTIZE:
             return self.env[n.args[0]]  # type: ignore[index]
         return super().run_node(n)
 
@@ -154,10 +154,6 @@ def _reread(value: Tensor, written: Sequence[Any], read: tuple[float, int]) -> T
 def float_name(stored: str) -> str:
     """Return the name of the float parameter that integers are stored for."""
     return stored.removesuffix("_int8").removesuffix("_int32").removesuffix("_int4")
-
-
-def _is_integer(node: fx.Node) -> bool:
-    return not walk.dtype(node).is_floating_point
 
 
 def _pads_integers(node: fx.Node) -> bool:

@@ -1,14 +1,16 @@
 """The quantization that a model came with: which operators can run in integers with it, which stay in float.
 
 Its scales are the user's, so nothing is decided of them here: the plan says what was found. Float biases
-become int32 in the unit of their accumulator, as integer kernels add them. ONNX Runtime would round them by
-itself, but where a linear of three dimensions has a stored bias it makes a float Gemm of both before it looks
-for integers: 15.4 ms instead of 1.6 for 384 x 1536 and back, 196 rows, on one core.
+stay, but where a linear of three dimensions has a stored one, ONNX Runtime makes a float Gemm of both before
+it looks for integers: 15.4 ms instead of 1.6 for 384 x 1536 and back, 196 rows, on one core. There the bias
+becomes int32 in the unit of the accumulator, as the kernel adds it, unless that would change it. (In any
+other unit, however fine, the kernel takes it for the accumulator's: the outputs are wrong.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -35,6 +37,8 @@ from fxcompress.runtime.timing import Comparison
 from fxcompress.targets.target import Target
 
 LISTED = 4
+COARSE = 1e-3
+"""The largest unit of an integer bias, relative to its largest value; half of one is rounded away."""
 AT_RUN_TIME = "DynamicQuantizeMatMul"
 """The kernel of a linear whose input finds its scale in every call."""
 
@@ -43,6 +47,7 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
     """The precision of every convolution and linear of a program with Q/DQ pairs; None without any."""
     if not is_quantized(program):
         return None
+    guards = target.runtime == "onnxruntime"
     kernels: dict[str, str] = {}
     biases: dict[str, BiasScheme] = {}
     declined: list[Declined] = []
@@ -55,7 +60,7 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
             kernel = target.kernel(row.kind, batched=is_batched(node, row))
             dynamic = _read(node, row).target is DEQUANTIZE_AT_RUN_TIME
             kernels[node.name] = AT_RUN_TIME if dynamic else kernel.name
-            if kernel.integer_bias and not dynamic and (scheme := _bias(program, node, row)) is not None:
+            if guards and not dynamic and (scheme := _bias(program, node, row)) is not None:
                 biases[node.name] = scheme
         else:
             declined.append(Declined(node.name, fault, walk.source(node)))
@@ -63,7 +68,7 @@ def carried_plan(program: Program, target: Target) -> QuantizationPlan | None:
 
 
 def settled(program: Program, plan: QuantizationPlan, target: Target, journal: Journal) -> Program:
-    """The program with integer biases, and with its activations in the type that the target reads."""
+    """The program with the biases of the plan, and with its activations in the type that the target reads."""
     if plan.biases:
         program = journal.apply(QuantizeTensors(plan), program)
     if target.runtime == "onnxruntime" and target.activations.dtype == "uint8":
@@ -77,16 +82,21 @@ def settled(program: Program, plan: QuantizationPlan, target: Target, journal: J
 
 
 def _bias(program: Program, node: fx.Node, row: Role) -> BiasScheme | None:
-    """The unit of a stored float bias; None where there is none, or it outweighs what an int32 holds."""
+    """An int32 bias in the unit of the accumulator; None where it stays, as where that unit is too coarse."""
     weight, bias = operand(node, row.weight), operand(node, row.bias)
-    if weight is None or bias is None or bias.op != "get_attr":
+    if row.kind is not Kind.LINEAR or walk.value(node).dim() < 3 or bias is None or bias.op != "get_attr":
         return None
     values = walk.tensor(program, bias).detach()
-    real = _read(node, row)
-    given = weight.args[1]
-    stored = walk.tensor(program, given) if isinstance(given, fx.Node) else torch.tensor([given])
-    scales = bias_scales(float(real.args[1]), stored.to(torch.float32))  # type: ignore[arg-type]
-    if not values.is_floating_point() or bool((values.abs() > scales * BIAS_LIMIT).any()):
+    assert weight is not None
+    arguments: tuple[Any, ...] = weight.args
+    by_channel = isinstance(arguments[1], fx.Node)
+    if values.dim() != 1 or not values.is_floating_point() or (by_channel and arguments[3] != 0):
+        return None
+    stored = walk.tensor(program, arguments[1]) if by_channel else torch.tensor([arguments[1]])
+    scale: Any = _read(node, row).args[1]
+    scales = bias_scales(scale, stored.to(torch.float32))
+    coarse = bool(scales.max() > COARSE * values.abs().max())
+    if coarse or bool((values.abs() > scales * BIAS_LIMIT).any()):
         return None
     return BiasScheme(str(bias.target), tuple(scales.double().tolist()))
 
@@ -144,6 +154,8 @@ def carried_remarks(
             said = "the model's own quantization does not pay here"
             yield f"{said}: the file takes {ratio:.2f} times as long with it"
         return
+    if AT_RUN_TIME in plan.kernels.values() and "int8-dynamic" in target.refused:
+        yield f"the model finds scales at run time: {target.refused['int8-dynamic']}"
     faults = structural_faults(winner.model, target)
     if faults:
         more = f"; and {len(faults) - LISTED} more" if len(faults) > LISTED else ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from fxcompress.api.candidates import Candidate
 from fxcompress.api.compress import Compressed, leading
 from fxcompress.api.quantizing_modes import prove_products
 from fxcompress.api.variant import Batch, Variant
+from fxcompress.graph import walk
 from fxcompress.graph.program import Program
 from fxcompress.graph.quantizers import QUANTIZE, drop_quantizers, is_quantized
 from fxcompress.proof.integer import IntegerBound, integer_bound
@@ -40,9 +43,18 @@ def _prove_carried(item: Candidate) -> Proof:
     """Prove a program that came with its quantization: the float program is the same without it."""
     plain, example = item.program.copy(), item.program.flat_example()
     drop_quantizers(plain)
-    if not any(node.target is QUANTIZE for node in item.program.graph.nodes):
+    if _at_run_time(item.program):
         return prove_products(plain, item.program, item.model, [example])
     return _integers(integer_bound(plain, item.program, item.model, example))
+
+
+def _at_run_time(program: Program) -> bool:
+    """Whether all scales of activations are found at run time, for uint8 as DynamicQuantizeLinear is."""
+    names = "quantized_decomposed.quantize"
+    found = [node for node in program.graph.nodes if str(node.target).startswith(names)]
+    return bool(found) and all(
+        node.target is not QUANTIZE and walk.dtype(node) is torch.uint8 for node in found
+    )
 
 
 def _parity(program: Program, item: Candidate, state: str) -> Proof:

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from fxcompress.errors import InputError
 from fxcompress.graph import edit, walk
 from fxcompress.graph.float_zeros import settle_float_zeros
-from fxcompress.graph.rectifiers import is_rectified, quantizer_of, take_in_rectifiers
+from fxcompress.graph.rectifiers import clamp_bounds, is_rectified, quantizer_of, take_in_rectifiers
 from fxcompress.graph.signature import Holder
 
 aten = torch.ops.aten
@@ -169,7 +169,8 @@ def sign_activations(program: Holder) -> None:
             continue
         clamps = [reader for reader in node.users if reader.target is aten.clamp.default]
         ends = [reader for part in (*clamps, node) for reader in part.users if reader not in clamps]
-        if any(reader.target is not DEQUANTIZE for reader in ends):
+        bounded = all(clamp_bounds(clamp) is not None for clamp in clamps)
+        if not bounded or any(reader.target is not DEQUANTIZE for reader in ends):
             continue
         for part in (node, *ends):
             source, scale, zero = part.args[:3]
@@ -228,7 +229,7 @@ def _settle_channels(program: Holder, node: fx.Node) -> bool:
     whole = torch.round(weight * (1.0 / scale.float()).reshape(shape)).clamp(low, high).to(torch.int8)
     name = str(_input(node).target)
     stored = _integers(program, name, whole)
-    steps = edit.add_tensor(program, f"{name}_scale", scale.float())
+    steps = edit.add_tensor(program, f"{name}_scale", scale.float().clone())
     nothing = edit.add_tensor(program, f"{name}_zero_point", torch.zeros(len(scale), dtype=torch.int64))
     form = (stored, steps, nothing, axis, -128, 127, torch.int8)
     for reader in readers:
@@ -289,8 +290,9 @@ def _form(program: Holder, qparams: Any, bounds: Any) -> _Form | None:
     low, high = bounds
     if scale is None or zero is None or not fits_a_byte(low, high):
         return None
-    whole = min(max(round(zero), low), high)  # those of learnable operators are floats
-    return _Form(float(scale), whole, low, high)
+    if not isinstance(zero, int):  # those of learnable operators are floats
+        zero = min(max(round(zero), low), high)
+    return _Form(float(scale), zero, low, high)
 
 
 def fits_a_byte(low: Any, high: Any) -> bool:

@@ -37,7 +37,7 @@ def take_in_rectifiers(program: Holder) -> None:
         if not isinstance(real, fx.Node) or real.target is not _DEQUANTIZE or not _rectifies(node, real):
             continue
         quantizer = quantizer_of(real)
-        if quantizer is None:
+        if quantizer is None or not _alone(real, quantizer):
             continue
         if real.args[2] == 0:
             _rectify_in_front(quantizer)
@@ -56,7 +56,7 @@ def clamp_in_front(program: Holder) -> None:
         clamp = next(iter(quantizer.users), quantizer)
         if quantizer.target is not _QUANTIZE or clamp.target is not aten.clamp.default:
             continue
-        if len(quantizer.users) == 1:
+        if len(quantizer.users) == 1 and clamp_bounds(clamp) is not None:
             edit.set_arg(quantizer, 0, _clamped_source(quantizer, clamp))
             edit.replace_uses(clamp, quantizer)
     edit.tidy(program)
@@ -66,12 +66,19 @@ def clamp_in_front(program: Holder) -> None:
 def _clamped_source(quantizer: fx.Node, clamp: fx.Node) -> fx.Node:
     arguments: tuple[Any, ...] = quantizer.args
     source, scale, zero, _, highest = arguments[:5]
-    bounds: tuple[Any, ...] = clamp.args[1:3]
+    bounds = clamp_bounds(clamp)
+    assert bounds is not None
     name = f"{clamp.name}_first"
     if bounds == (zero, highest):
         return edit.call_before(quantizer, aten.relu.default, (source,), name=name)
     low, high = ((bound - zero) * scale for bound in bounds)
     return edit.call_before(quantizer, aten.clamp.default, (source, low, high), name=name)
+
+
+def clamp_bounds(clamp: fx.Node) -> tuple[int, int] | None:
+    """The ends of a clamp of integers; None where it has one end, or ends that are computed."""
+    low, high = walk.argument(clamp, "min"), walk.argument(clamp, "max")
+    return (low, high) if isinstance(low, int) and isinstance(high, int) else None
 
 
 def quantizer_of(real: fx.Node) -> fx.Node | None:
@@ -87,7 +94,22 @@ def is_rectified(real: fx.Node) -> bool:
     clamp, _, zero, low = real.args[:4]
     if not isinstance(clamp, fx.Node) or clamp.target is not aten.clamp.default:
         return False
-    return zero != low and bool(clamp.args[1] == zero)
+    return zero != low and walk.argument(clamp, "min") == zero
+
+
+def _alone(real: fx.Node, quantizer: fx.Node) -> bool:
+    """Whether a dequantization reads what was written, and nothing else reads integers that are clamped.
+
+    Of two clamps of one tensor the exporter loses the ends of the first.
+    """
+    whole = real.args[0]
+    assert isinstance(whole, fx.Node)
+    if real.args[1:3] != quantizer.args[1:3]:
+        return False
+    if whole is quantizer:
+        return not any(reader.target is aten.clamp.default for reader in quantizer.users)
+    users = (len(quantizer.users), len(whole.users), len(real.users))
+    return users == (1, 1, 1) and clamp_bounds(whole) is not None
 
 
 def _rectifies(node: fx.Node, real: fx.Node) -> bool:
@@ -107,11 +129,13 @@ def _rectifies(node: fx.Node, real: fx.Node) -> bool:
 def _clamped(node: fx.Node, real: fx.Node, quantizer: fx.Node) -> fx.Node:
     """What a rectifier makes of integers, dequantized."""
     whole, *scheme = real.args
-    zero, high = scheme[1], scheme[3]
+    low, high = scheme[1], scheme[3]
     if whole is not quantizer:
         assert isinstance(whole, fx.Node)
-        high = whole.args[2]
-    bounds = (quantizer, zero, high)
+        ends = clamp_bounds(whole)
+        assert ends is not None and isinstance(low, int)
+        low, high = max(ends[0], low), ends[1]
+    bounds = (quantizer, low, high)
     clamp = edit.call_before(node, aten.clamp.default, bounds, name=f"{node.name}_clamped")
     return edit.call_before(node, _DEQUANTIZE, (clamp, *scheme), name=f"{node.name}_dq")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from fxcompress.lowering.match import maker
+from fxcompress.lowering.match import constant, maker
 
 
 def part_from_transposes(graph: Any) -> int:
@@ -28,14 +28,19 @@ def _part(graph: Any, node: Any) -> bool:
         return False
     ranks = [None if factor.shape is None else len(factor.shape) for factor in node.inputs]
     for place, factor in enumerate(node.inputs):
-        if ranks[1 - place] == 2 and _moves_the_leading_axis(factor):
+        if ranks[1 - place] in (1, 2) and _moves_the_leading_axis(factor):
             _lead(graph, node, place)
             return True
     return False
 
 
 def _moves_the_leading_axis(factor: Any) -> bool:
-    """Whether a factor is a transpose that hands the axis in front to the product."""
+    """Whether a factor is a transpose that hands the axis in front to the product, or one that is scaled."""
+    while (scaling := maker(factor, "Mul") or maker(factor, "Div")) is not None:
+        computed = [source for source in scaling.inputs if constant(source) is None]
+        if len(computed) != 1:
+            return False
+        factor = computed[0]
     transpose = maker(factor, "Transpose")
     perm = [] if transpose is None else list(transpose.attrs.get("perm", []))
     return len(perm) > 2 and 0 in perm[-2:]

@@ -215,3 +215,14 @@ def test_what_cannot_be_is_refused():
     for options in ({"samples": 0}, {"limit": -1}):
         with pytest.raises(InputError, match="must not be negative"):
             sensitivity(before, after, DATA, **options)
+
+
+def test_a_clamp_of_indices_is_no_part_of_a_quantization() -> None:
+    """Skipped as if it were, it would look up what the table does not have."""
+    torch.manual_seed(0)
+    parts = {"e": nn.Embedding(10, 16), "l": nn.Linear(16, 8)}
+    model = Apply(lambda m, x: m.l(m.e(x.long().clamp(0, 9))), **parts).eval()
+    x = torch.tensor([[1.0, 30.0, 5.0], [-3.0, 9.0, 2.0]])
+    before, _, after = quantized(model, (x,), target=VNNI)
+    found = sensitivity(before, after, [x])
+    assert all(row.snr_db > 30 for row in found.layers)

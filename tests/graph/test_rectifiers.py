@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao import quantization as ao
 
+import fxcompress
 from fxcompress.api.attribution import attribution
 from fxcompress.graph.capture import capture
 from fxcompress.graph.program import Program
@@ -108,3 +109,33 @@ def test_every_convolution_runs_in_integers(backend: str) -> None:
     drop_quantizers(plain)
     integer_bound(plain, program, file, [x])
     assert all(row.snr_db > 20 for row in attribution(program, [x, x + 0.1]).layers)
+
+
+integers = torch.ops.quantized_decomposed
+
+
+def pair(x: Tensor, low: int, high: int, zero: int = 100, read: int = 100) -> Tensor:
+    """A pair with a clamp of the integers between, read by another zero point perhaps."""
+    whole = integers.quantize_per_tensor(x, 0.03, zero, 0, 255, torch.uint8).clamp(low, high)
+    return integers.dequantize_per_tensor(whole, 0.03, read, 0, 255, torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (y := fake(x, 60, high=127)).relu() + y,
+        lambda x: pair(x, 150, 200).relu(),
+        lambda x: pair(x, 0, 255, read=0).relu(),
+        lambda x: integers.dequantize_per_tensor(
+            integers.quantize_per_tensor(x, 0.03, 100, 0, 255, torch.uint8).clamp(min=120),
+            *(0.03, 100, 0, 255, torch.uint8),
+        ).relu(),
+    ],
+    ids=["skip beside a short range", "clamped above zero", "another zero point", "one end"],
+)
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_what_would_not_be_exact_stays(function: Callable[[Tensor], Tensor], target: str) -> None:
+    model = Apply(lambda _, x: function(x)).eval()
+    result = fxcompress.optimize(model, X, target=target)
+    with torch.no_grad():
+        assert torch.equal(result.program(X), function(X))

@@ -35,6 +35,20 @@ def test_a_leading_axis_keeps_the_transpose_out_of_the_product() -> None:
     np.testing.assert_allclose(found, X.transpose(1, 0, 2) @ WEIGHT["w"], rtol=0.02, atol=0.02)
 
 
+def test_a_scaled_transpose_and_a_vector_are_parted_too() -> None:
+    text = """
+        g (float16[A,B,16] x) => (float16[B,A] y) {
+            turned = Transpose<perm=[1,0,2]>(x)
+            scaled = Mul(turned, half)
+            y = MatMul(scaled, w)
+        }"""
+    stored = {"w": WEIGHT["w"][:, 0].copy(), "half": np.asarray(0.5, np.float16)}
+    changed, after = apply(part_from_transposes, model_of(text, stored))
+    assert changed == 1
+    found = run(open_session(after), {"x": X})["y"]
+    np.testing.assert_allclose(found, X.transpose(1, 0, 2) / 2 @ stored["w"], rtol=0.02, atol=0.02)
+
+
 def test_a_factor_on_the_right_is_parted_too() -> None:
     text = """
         g (float16[16,B,C] x) => (float16[B,4,C] y) {
